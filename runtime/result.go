@@ -1,0 +1,85 @@
+package runtime
+
+import "time"
+
+// Status says how a run ended, in one word.
+type Status string
+
+// The statuses of [Result.Status].
+const (
+	StatusOK          Status = "ok"
+	StatusFailed      Status = "failed"
+	StatusKilled      Status = "killed"
+	StatusSetupFailed Status = "setup-failed"
+	StatusCanceled    Status = "canceled"
+)
+
+// Reason says why a run ended.
+type Reason string
+
+// The reasons of [Result.Reason].
+const (
+	ReasonExit        Reason = "exit"
+	ReasonSignal      Reason = "signal"
+	ReasonWallTimeout Reason = "wall_timeout"
+	ReasonCPUTimeout  Reason = "cpu_timeout"
+	ReasonOOM         Reason = "oom"
+	ReasonDisk        Reason = "disk"
+	ReasonPids        Reason = "pids"
+	ReasonOutput      Reason = "output"
+	ReasonPolicy      Reason = "policy"
+	ReasonCanceled    Reason = "canceled"
+	ReasonInternal    Reason = "internal"
+)
+
+// SchemaVersion is the version of the report's JSON form.
+const SchemaVersion = 1
+
+// Result is the report. Numbers that could not be measured are nil, never 0.
+type Result struct {
+	SchemaVersion int    `json:"schema_version"`
+	ID            string `json:"id"`
+	Name          string `json:"name,omitempty"`
+	Status        Status `json:"status"`
+	Reason        Reason `json:"reason"`
+	Stage         string `json:"stage,omitempty"`
+	ExitCode      int    `json:"exit_code"`        // what sbxrun itself exits with
+	Signal        string `json:"signal,omitempty"` // "SIGSEGV"
+	OOMKilled     bool   `json:"oom_killed"`
+	Message       string `json:"message,omitempty"`
+	Hint          string `json:"hint,omitempty"`
+
+	StartedAt  time.Time `json:"started_at"`
+	FinishedAt time.Time `json:"finished_at"`
+	WallMS     float64   `json:"wall_ms"`
+
+	CPUUserMS       *float64 `json:"cpu_user_ms"`
+	CPUSystemMS     *float64 `json:"cpu_system_ms"`
+	MemoryPeakBytes *int64   `json:"memory_peak_bytes"`
+	PidsPeak        *int64   `json:"pids_peak"`
+	DiskUsedBytes   *int64   `json:"disk_used_bytes"`
+	InodesUsed      *int64   `json:"inodes_used"`
+	IOReadBytes     *int64   `json:"io_read_bytes"`
+	IOWriteBytes    *int64   `json:"io_write_bytes"`
+	NetRxBytes      *int64   `json:"net_rx_bytes"`
+	NetTxBytes      *int64   `json:"net_tx_bytes"`
+	CtxVoluntary    *int64   `json:"context_switches_voluntary"`
+	CtxInvoluntary  *int64   `json:"context_switches_involuntary"`
+	ThrottledMS     *float64 `json:"throttled_ms"`
+	// Pressure is the total stall in ms per resource (v2 only).
+	Pressure map[string]float64 `json:"pressure"`
+
+	Limits   Limits             `json:"limits"`
+	Degraded []string           `json:"degraded"`
+	Denials  []string           `json:"denials"`
+	Env      *ResultEnv         `json:"env"`
+	Base     string             `json:"base"`
+	Engine   string             `json:"engine"`
+	PhasesMS map[string]float64 `json:"phases_ms"`
+}
+
+// ResultEnv names the environment that was used.
+type ResultEnv struct {
+	Key    string `json:"key"`
+	Digest string `json:"digest"`
+}

@@ -1,0 +1,124 @@
+package runtime
+
+import (
+	"time"
+
+	"github.com/sbxrun/sbxrun/rootfs"
+	"github.com/sbxrun/sbxrun/runtime/cgroup"
+)
+
+// Spec is what the caller asked for, before the host was looked at. The zero
+// value of every field means "the default"; [Spec.Argv] alone is required.
+// Strings that reach the workload (Argv, Env) are raw bytes, not UTF-8.
+type Spec struct {
+	// Argv is the command. Empty is an error.
+	Argv []string
+	// Env holds KEY=VALUE pairs added to the allow-listed default environment
+	// (PATH, HOME, USER, LANG, TERM with a terminal); later pairs win.
+	Env []string
+	// Workdir is an absolute path inside the sandbox; "" is /work when a
+	// project is mounted there, else the user's home. Created when missing.
+	Workdir string
+	// User is "uid", "uid:gid", "name" or "name:group"; "" is 1000:1000.
+	User string
+	// Hostname is the UTS host name; "" is the sandbox id.
+	Hostname string
+	// Name is a label for people, unique among live sandboxes; "" is none.
+	Name   string
+	Labels map[string]string
+
+	// Base is the read-only root below everything.
+	Base rootfs.Base
+	// Env layer on top of Base; nil is none.
+	Layer *EnvLayer
+
+	Volumes []Volume
+	Tmpfs   []Tmpfs
+	// ReadOnly makes the root read-only; /tmp, /run and /dev/shm stay writable.
+	ReadOnly bool
+	// ShmSizeBytes bounds /dev/shm; 0 is 64 MiB.
+	ShmSizeBytes int64
+
+	Limits Limits
+	// Network is "none" (the default, also for ""), "host", or "ns:PATH".
+	Network string
+
+	// TTY gives the command a terminal of its own.
+	TTY bool
+	// Interactive forwards standard input also with TTY. Without TTY standard
+	// input is always the caller's own descriptor.
+	Interactive bool
+
+	// StopSignal is sent when a limit or a cancellation ends the command;
+	// 0 is SIGTERM. StopTimeout is the grace before SIGKILL; 0 is 10 s for
+	// cancellation; limits kill at once.
+	StopSignal  int
+	StopTimeout time.Duration
+
+	// CgroupParent is a cgroup path below the mount point; "" is the caller's
+	// own cgroup + /sbxrun.
+	CgroupParent string
+	// Engine is "libcontainer" (default for "").
+	Engine string
+	// Degrade lists protections the caller agreed to do without, by name
+	// ("landlock", "idmap", "seccomp", …); what was in fact done without is in
+	// Result.Degraded.
+	Degrade []string
+}
+
+// EnvLayer is a baked environment: a read-only overlay lower.
+type EnvLayer struct {
+	// Key is the recipe's digest, Digest the content's ("sha256:…").
+	Key    string `json:"key"`
+	Digest string `json:"digest"`
+	// Path is the host directory that holds opt/env.
+	Path string `json:"path"`
+	// Env holds the environment's own variables (VIRTUAL_ENV=…); PathPrefix is
+	// put before PATH.
+	Env        []string `json:"env,omitempty"`
+	PathPrefix []string `json:"path_prefix,omitempty"`
+}
+
+// Volume is a host directory or file shown inside.
+type Volume struct {
+	// Source is an absolute host path, Target an absolute path inside.
+	Source string `json:"source"`
+	Target string `json:"target"`
+	// Mode is "rw" (also ""), "ro" or "O": copy-on-write, writes are thrown
+	// away with the sandbox and count against its disk limit.
+	Mode string `json:"mode"`
+	// NoIDMap binds without translating owners (bakes want files of host root).
+	// The zero value maps the source's owner to the sandbox's user.
+	NoIDMap bool `json:"no_idmap,omitempty"`
+}
+
+// Tmpfs is an in-memory file system.
+type Tmpfs struct {
+	Target    string `json:"target"`
+	SizeBytes int64  `json:"size_bytes"` // 0 is 64 MiB
+	Mode      uint32 `json:"mode"`       // 0 is 01777
+	Exec      bool   `json:"exec"`       // zero value: noexec
+}
+
+// Limits bound one sandbox. Zero is the default named in each comment,
+// negative is "no limit" where the kernel allows it.
+type Limits struct {
+	cgroup.Limits
+
+	DiskBytes   int64         `json:"disk_bytes"`   // default 1 GiB
+	Inodes      int64         `json:"inodes"`       // default 1 inode per 4 KiB of disk
+	WallTime    time.Duration `json:"wall_ns"`      // default none
+	CPUTime     time.Duration `json:"cpu_time_ns"`  // user + system of the whole sandbox; default none
+	ExtraTime   time.Duration `json:"extra_ns"`     // grace over WallTime and CPUTime before the kill; default 0
+	OutputBytes int64         `json:"output_bytes"` // stdout + stderr; default none
+	FileBytes   int64         `json:"file_bytes"`   // RLIMIT_FSIZE; default none
+	Ulimits     []Rlimit      `json:"ulimits,omitempty"`
+}
+
+// Rlimit is one resource limit by its lower-case setrlimit(2) name without
+// RLIMIT_ ("nofile"); RlimInfinity (all ones) is unlimited.
+type Rlimit struct {
+	Name string `json:"name"`
+	Soft uint64 `json:"soft"`
+	Hard uint64 `json:"hard"`
+}
