@@ -1,0 +1,341 @@
+/*
+ * sbxrun's pid 1: starts the command, reaps, forwards signals, reports, and
+ * takes the whole pid namespace with it when it ends.
+ *
+ * Theory of operation
+ *
+ *   supervisor (host)              this program (pid 1)            command
+ *   ------------------             --------------------            -------
+ *   memfd with the record   --3->  map, check every offset
+ *                                  become non-dumpable
+ *                                  fork  ----------------------->  own group, terminal
+ *                                                                  rlimits, Landlock, filter
+ *                                                                  execve
+ *   status pipe             <-4--  started | stage+errno   <-err pipe-
+ *   lifeline pipe           --5->  end of file: the supervisor died; so do we
+ *   kill(pid1, sig)         ---->  signalfd: passed to the command
+ *   status pipe             <-4--  exited: wait status, rusage
+ *
+ * It is entered by an engine that has already made the namespaces, the root,
+ * the ids, and dropped every capability: nothing here is privileged. Nothing
+ * from inside is trusted: the command has no descriptor of ours, cannot trace
+ * us (non-dumpable, and the filter has no ptrace), cannot kill us (pid 1 of
+ * its namespace), and signals it sends us are dropped (si_pid is not 0).
+ *
+ * No libc: every system call that can happen is in this file.
+ * The record is written by runtime/pid1/record.go; keep both in step.
+ */
+typedef unsigned int u32;
+typedef unsigned long u64;
+typedef int s32;
+typedef long s64;
+
+/* ---- system calls ------------------------------------------------------ */
+#if defined(__x86_64__)
+enum {
+	NR_read = 0, NR_write = 1, NR_close = 3, NR_mmap = 9, NR_rt_sigprocmask = 14,
+	NR_ioctl = 16, NR_wait4 = 61, NR_kill = 62, NR_umask = 95,
+	NR_getrusage = 98, NR_setpgid = 109, NR_prctl = 157, NR_exit_group = 231,
+	NR_faccessat = 269, NR_ppoll = 271, NR_signalfd4 = 289, NR_pipe2 = 293,
+	NR_prlimit64 = 302, NR_clone = 56, NR_execve = 59, NR_fstat = 5,
+	NR_rt_sigaction = 13,
+};
+static s64 sys(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f)
+{
+	s64 r;
+	register s64 r10 __asm__("r10") = d;
+	register s64 r8 __asm__("r8") = e;
+	register s64 r9 __asm__("r9") = f;
+	__asm__ volatile("syscall" : "=a"(r)
+		: "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+		: "rcx", "r11", "memory");
+	return r;
+}
+__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tand $-16,%rsp\n\tcall start\n");
+#elif defined(__aarch64__)
+enum {
+	NR_read = 63, NR_write = 64, NR_close = 57, NR_mmap = 222, NR_rt_sigprocmask = 135,
+	NR_ioctl = 29, NR_wait4 = 260, NR_kill = 129, NR_umask = 166,
+	NR_getrusage = 165, NR_setpgid = 154, NR_prctl = 167, NR_exit_group = 94,
+	NR_faccessat = 48, NR_ppoll = 73, NR_signalfd4 = 74, NR_pipe2 = 59,
+	NR_prlimit64 = 261, NR_clone = 220, NR_execve = 221, NR_fstat = 80,
+	NR_rt_sigaction = 134,
+};
+static s64 sys(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f)
+{
+	register s64 x8 __asm__("x8") = n;
+	register s64 x0 __asm__("x0") = a;
+	register s64 x1 __asm__("x1") = b;
+	register s64 x2 __asm__("x2") = c;
+	register s64 x3 __asm__("x3") = d;
+	register s64 x4 __asm__("x4") = e;
+	register s64 x5 __asm__("x5") = f;
+	__asm__ volatile("svc 0" : "+r"(x0)
+		: "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+	return x0;
+}
+__asm__(".globl _start\n_start:\n\tmov x29,#0\n\tbl start\n");
+#else
+#error "sbxrun supports amd64 and arm64"
+#endif
+enum { NR_seccomp_x86 = 317, NR_seccomp_arm = 277, NR_landlock_create = 444,
+	NR_landlock_restrict = 446, NR_close_range = 436 };
+#if defined(__x86_64__)
+enum { NR_seccomp = NR_seccomp_x86 };
+#else
+enum { NR_seccomp = NR_seccomp_arm };
+#endif
+#define S0(n) sys(n, 0, 0, 0, 0, 0, 0)
+#define S1(n, a) sys(n, (s64)(a), 0, 0, 0, 0, 0)
+#define S2(n, a, b) sys(n, (s64)(a), (s64)(b), 0, 0, 0, 0)
+#define S3(n, a, b, c) sys(n, (s64)(a), (s64)(b), (s64)(c), 0, 0, 0)
+#define S4(n, a, b, c, d) sys(n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), 0, 0)
+#define S5(n, a, b, c, d, e) sys(n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), (s64)(e), 0)
+#define S6(n, a, b, c, d, e, f) sys(n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), (s64)(e), (s64)(f))
+
+/* The compiler may emit calls to these even when it is told not to. */
+void *memset(void *p, int c, u64 n)
+{
+	volatile char *q = p;
+	while (n--)
+		*q++ = (char)c;
+	return p;
+}
+
+/* ---- the record (fd 3) and the status messages (fd 4) ------------------ */
+enum { FD_RECORD = 3, FD_STATUS = 4, FD_LIFELINE = 5 };
+enum { MAGIC = 0x31584253, FLAG_TTY = 1 };
+struct record {
+	u32 magic, total, flags;
+	u32 argc, envc, candc;          /* number of strings */
+	u32 argv, envp, cand;           /* offset of the first, NUL-terminated, one after the other */
+	u32 filter, filter_len;         /* offset and number of struct sock_filter */
+	u32 rlimits, rlimit_len;        /* offset and number of struct rlim */
+	u32 landlock_scoped;            /* LANDLOCK_SCOPE_*; 0 is none */
+};
+struct rlim { u32 resource, pad; u64 soft, hard; };
+
+enum { MSG_STARTED = 1, MSG_FAILED = 2, MSG_EXITED = 3 };
+enum { ST_RECORD = 1, ST_SIGNALS, ST_PIPE, ST_FORK, ST_GROUP, ST_TERMINAL, ST_RLIMIT,
+	ST_CLOSE, ST_LANDLOCK, ST_SECCOMP, ST_EXEC, ST_INTERPRETER };
+struct msg {
+	u32 type, stage;
+	s32 errno_, wstatus;
+	s64 nvcsw, nivcsw;
+};
+
+static void die(void) { for (;;) S1(NR_exit_group, 125); }
+
+static void send(struct msg *m)
+{
+	while (S3(NR_write, FD_STATUS, m, sizeof *m) == -4 /* EINTR */)
+		;
+}
+
+static void fail(u32 stage, s64 e)
+{
+	struct msg m = { MSG_FAILED, stage, (s32)-e, 0, 0, 0 };
+	send(&m);
+	die();
+}
+
+/* strings fills v with pointers to n strings at off, and a final null. */
+static char *base;
+static u32 total;
+static char **strings(u32 off, u32 n)
+{
+	char **v = (char **)S6(NR_mmap, 0, ((u64)n + 1) * sizeof *v, 3, 0x22, -1, 0);
+	if ((u64)v > -4096UL)
+		fail(ST_RECORD, (s64)v);
+	for (u32 i = 0; i < n; i++) {
+		v[i] = base + off;
+		while (off < total && base[off])
+			off++;
+		if (off++ >= total)
+			fail(ST_RECORD, -22);
+	}
+	v[n] = 0;
+	return v;
+}
+
+/* within says whether n things of size bytes at off lie inside the record. */
+static int within(u32 off, u32 n, u32 size)
+{
+	return off <= total && (u64)n * size <= total - off;
+}
+
+/* ---- the command's side of the fork ------------------------------------ */
+static int errfd;
+static void child_fail(u32 stage, s64 e)
+{
+	struct msg m = { MSG_FAILED, stage, (s32)-e, 0, 0, 0 };
+	S3(NR_write, errfd, &m, sizeof m);
+	die();
+}
+
+static void child(struct record *r, char **argv, char **envp, char **cand)
+{
+	s64 e;
+	u64 none = 0;
+
+	/* A group of its own, so that the terminal can make it the foreground. */
+	if ((e = S2(NR_setpgid, 0, 0)) < 0)
+		child_fail(ST_GROUP, e);
+	if (r->flags & FLAG_TTY) {
+		int pgrp = (int)sys(
+#if defined(__x86_64__)
+			39
+#else
+			172
+#endif
+			, 0, 0, 0, 0, 0, 0); /* getpid; SIGTTOU is still blocked */
+		if ((e = S3(NR_ioctl, 0, 0x5410 /* TIOCSPGRP */, &pgrp)) < 0)
+			child_fail(ST_TERMINAL, e);
+	}
+	struct rlim *l = (struct rlim *)(base + r->rlimits);
+	for (u32 i = 0; i < r->rlimit_len; i++)
+		if ((e = S4(NR_prlimit64, 0, l[i].resource, &l[i].soft, 0)) < 0)
+			child_fail(ST_RLIMIT, e);
+
+	/* Nothing but 0, 1, 2 may reach the command (CVE-2024-21626). Linux 5.11. */
+	if ((e = S3(NR_close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */)) < 0)
+		child_fail(ST_CLOSE, e);
+
+	if (r->landlock_scoped) { /* Linux 6.12; the plan asks only where it is there */
+		u64 attr[3] = { 0, 0, r->landlock_scoped };
+		if ((e = S3(NR_landlock_create, attr, sizeof attr, 0)) < 0 ||
+		    (e = S2(NR_landlock_restrict, e, 0)) < 0)
+			child_fail(ST_LANDLOCK, e);
+	}
+	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, 0, 8);
+
+	/* Last: from here on the filter judges us too. */
+	if (r->filter_len) {
+		struct { unsigned short len; void *filter; } prog = {
+			(unsigned short)r->filter_len, base + r->filter };
+		if ((e = S3(NR_seccomp, 1 /* SET_MODE_FILTER */, 0, &prog)) < 0)
+			child_fail(ST_SECCOMP, e);
+	}
+
+	/* execvp's rules: go on past what is not there, remember a refusal. */
+	s64 worst = -2;
+	u32 stage = ST_EXEC;
+	for (; *cand; cand++) {
+		e = S3(NR_execve, *cand, argv, envp);
+		if (e == -2 && S3(NR_faccessat, -100, *cand, 0) == 0) {
+			worst = e;
+			stage = ST_INTERPRETER; /* the file is there; its loader is not */
+			break;
+		}
+		if (e != -2 && e != -20 /* ENOTDIR */) {
+			worst = e;
+			if (e != -13 /* EACCES */)
+				break;
+		}
+	}
+	child_fail(stage, worst);
+}
+
+/* ---- pid 1's side ------------------------------------------------------ */
+struct siginfo { u32 signo; s32 errno_, code; u32 pid; char rest[112]; };
+struct pollfd { s32 fd; short events, revents; };
+
+void start(void);
+void start(void)
+{
+	s64 e;
+	u64 all = ~0UL;
+	int err[2];
+	u32 size;
+
+	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+	S1(NR_umask, 022);
+	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, 8);
+
+	/* The supervisor wrote the record's size in front of it. */
+	if (S3(NR_read, FD_RECORD, &size, 4) != 4 || size < sizeof(struct record) + 4 || size > 64 << 20)
+		fail(ST_RECORD, -22);
+	base = (char *)S6(NR_mmap, 0, size, 3, 2 /* MAP_PRIVATE */, FD_RECORD, 0);
+	if ((u64)base > -4096UL)
+		fail(ST_RECORD, (s64)base);
+	total = size;
+	struct record *r = (struct record *)(base + 4);
+	if (r->magic != MAGIC || r->total != size || r->argc == 0 || r->filter_len > 4096 ||
+	    r->rlimit_len > 32 || !within(r->filter, r->filter_len, 8) ||
+	    !within(r->rlimits, r->rlimit_len, sizeof(struct rlim)))
+		fail(ST_RECORD, -22);
+	char **argv = strings(r->argv, r->argc);
+	char **envp = strings(r->envp, r->envc);
+	char **cand = strings(r->cand, r->candc);
+	S1(NR_close, FD_RECORD);
+
+	int sfd = (int)S4(NR_signalfd4, -1, &all, 8, 02000000 /* SFD_CLOEXEC */);
+	if (sfd < 0)
+		fail(ST_SIGNALS, sfd);
+	if ((e = S2(NR_pipe2, err, 02000000 /* O_CLOEXEC */)) < 0)
+		fail(ST_PIPE, e);
+
+	s64 pid = S5(NR_clone, 17 /* SIGCHLD */, 0, 0, 0, 0);
+	if (pid < 0)
+		fail(ST_FORK, pid);
+	if (pid == 0) {
+		errfd = err[1];
+		child(r, argv, envp, cand);
+	}
+	S1(NR_close, err[1]);
+
+	/* End of file means that execve closed the other end: it worked. */
+	struct msg m;
+	do
+		e = S3(NR_read, err[0], &m, sizeof m);
+	while (e == -4);
+	if (e == sizeof m) {
+		send(&m);
+		die();
+	}
+	S1(NR_close, err[0]);
+	memset(&m, 0, sizeof m);
+	m.type = MSG_STARTED;
+	m.wstatus = (s32)pid;
+	send(&m);
+
+	/* Our copies of 0, 1, 2 would keep the caller's pipes open past the
+	 * command's end of them. */
+	for (int i = 0; i < 3; i++)
+		S1(NR_close, i);
+
+	struct pollfd p[2] = { { sfd, 1, 0 }, { FD_LIFELINE, 1, 0 } };
+	for (;;) {
+		e = S5(NR_ppoll, p, 2, 0, 0, 8);
+		if (e < 0 && e != -4)
+			die();
+		if (p[1].revents)
+			S1(NR_exit_group, 137); /* the supervisor is gone */
+		struct siginfo si;
+		if (!(p[0].revents & 1) || S3(NR_read, sfd, &si, sizeof si) != sizeof si)
+			continue;
+		if (si.signo != 17 /* SIGCHLD */) {
+			if (si.pid == 0 || si.code > 0) /* from outside or from the kernel, not from the command */
+				S2(NR_kill, pid, si.signo);
+			continue;
+		}
+		for (;;) {
+			s32 ws = 0;
+			s64 w = S4(NR_wait4, -1, &ws, 1 /* WNOHANG */, 0);
+			if (w <= 0)
+				break;
+			if (w != pid)
+				continue;
+			s64 ru[18];
+			memset(ru, 0, sizeof ru);
+			S2(NR_getrusage, -1 /* RUSAGE_CHILDREN */, ru);
+			memset(&m, 0, sizeof m);
+			m.type = MSG_EXITED;
+			m.wstatus = ws;
+			m.nvcsw = ru[16];
+			m.nivcsw = ru[17];
+			send(&m);
+			S1(NR_exit_group, 0);
+		}
+	}
+}

@@ -1,0 +1,184 @@
+// Package pid1 owns the program that is process 1 of every sandbox (init.c),
+// the record it is started from and the messages it sends back.
+//
+// It must never know how a sandbox is made: engines start the program, the
+// supervisor listens to it.
+package pid1
+
+import (
+	_ "embed" // the program
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Binary is the static program for this architecture, built from init/init.c by
+// `make init`.
+//
+//go:embed init.bin
+var Binary []byte
+
+// The descriptors the program expects besides 0, 1 and 2.
+const (
+	RecordFD   = 3 // the record, readable from offset 0 and mappable
+	StatusFD   = 4 // write end of the status pipe
+	LifelineFD = 5 // read end of a pipe that only the supervisor holds open for writing
+)
+
+// maxRecordBytes is what the program maps at most; argv and environment of
+// the kernel's own limit (6 MiB) fit many times.
+const maxRecordBytes = 64 << 20
+
+// Rlimit is one resource limit by its kernel number.
+type Rlimit struct {
+	Resource   uint32
+	Soft, Hard uint64
+}
+
+// Record is what the program needs to start the command. Strings are raw
+// bytes without NUL.
+type Record struct {
+	Argv, Env  []string
+	Candidates []string // paths to try in turn, as execvp would
+	Filter     []byte   // struct sock_filter[], empty is none
+	Rlimits    []Rlimit
+	TTY        bool // fd 0 is the controlling terminal: become its foreground
+	// LandlockScoped is a set of LANDLOCK_SCOPE_* bits, 0 is no Landlock.
+	LandlockScoped uint32
+}
+
+// Encode gives the bytes that init.c maps: a length, the header, the parts.
+func (r *Record) Encode() ([]byte, error) {
+	const headerBytes = 14 * 4
+	buf := make([]byte, 4+headerBytes, 4096)
+	align := func() {
+		for len(buf)%8 != 0 {
+			buf = append(buf, 0)
+		}
+	}
+	put := func(list []string) (uint32, error) {
+		off := len(buf)
+		for _, s := range list {
+			if strings.IndexByte(s, 0) >= 0 {
+				return 0, fmt.Errorf("encode %q: NUL byte", s)
+			}
+			buf = append(append(buf, s...), 0)
+		}
+		return uint32(off), nil
+	}
+	if len(r.Argv) == 0 || len(r.Candidates) == 0 {
+		return nil, errors.New("encode record: empty command")
+	}
+	align()
+	filter := len(buf)
+	buf = append(buf, r.Filter...)
+	align()
+	rlimits := len(buf)
+	for _, l := range r.Rlimits {
+		buf = binary.NativeEndian.AppendUint32(buf, l.Resource)
+		buf = binary.NativeEndian.AppendUint32(buf, 0)
+		buf = binary.NativeEndian.AppendUint64(buf, l.Soft)
+		buf = binary.NativeEndian.AppendUint64(buf, l.Hard)
+	}
+	argv, err := put(r.Argv)
+	if err != nil {
+		return nil, err
+	}
+	env, err := put(r.Env)
+	if err != nil {
+		return nil, err
+	}
+	cand, err := put(r.Candidates)
+	if err != nil {
+		return nil, err
+	}
+	buf = append(buf, 0)
+	if len(buf) > maxRecordBytes {
+		return nil, fmt.Errorf("encode record: %d bytes of arguments and environment, at most %d: %w", len(buf), maxRecordBytes, unix.E2BIG)
+	}
+	var flags uint32
+	if r.TTY {
+		flags |= 1
+	}
+	h := []uint32{
+		uint32(len(buf)), // read first, to know what to map
+		0x31584253, uint32(len(buf)), flags,
+		uint32(len(r.Argv)), uint32(len(r.Env)), uint32(len(r.Candidates)),
+		argv, env, cand,
+		uint32(filter), uint32(len(r.Filter) / 8),
+		uint32(rlimits), uint32(len(r.Rlimits)),
+		r.LandlockScoped,
+	}
+	for i, v := range h {
+		binary.NativeEndian.PutUint32(buf[4*i:], v)
+	}
+	return buf, nil
+}
+
+// Kind is what a message says.
+type Kind uint32
+
+// The kinds of messages, in the order in which they can come.
+const (
+	Started Kind = 1 // execve of the command worked
+	Failed  Kind = 2 // it did not come to that; Stage and Errno say why
+	Exited  Kind = 3 // the command ended; WaitStatus and the counters are set
+)
+
+// Stage is the step of the launch that failed.
+type Stage uint32
+
+// The stages of init.c.
+const (
+	StageRecord Stage = iota + 1
+	StageSignals
+	StagePipe
+	StageFork
+	StageGroup
+	StageTerminal
+	StageRlimit
+	StageClose
+	StageLandlock
+	StageSeccomp
+	StageExec
+	StageInterpreter
+)
+
+var stageNames = [...]string{"", "read launch record", "block signals", "make pipe", "fork", "set process group",
+	"take terminal", "set resource limits", "close descriptors", "apply Landlock", "load seccomp filter", "execute", "execute"}
+
+// String names the operation.
+func (s Stage) String() string {
+	if int(s) < len(stageNames) {
+		return stageNames[s]
+	}
+	return fmt.Sprintf("stage %d", uint32(s))
+}
+
+// Message is one report of the program.
+type Message struct {
+	Kind       Kind
+	Stage      Stage
+	Errno      unix.Errno
+	WaitStatus unix.WaitStatus
+	// Context switches of the command and the descendants that were reaped.
+	Voluntary, Involuntary int64
+}
+
+// ReadMessage reads one message; io.EOF when the program is gone.
+func ReadMessage(r io.Reader) (Message, error) {
+	var b [32]byte
+	if _, err := io.ReadFull(r, b[:]); err != nil {
+		return Message{}, err
+	}
+	ne := binary.NativeEndian
+	return Message{
+		Kind: Kind(ne.Uint32(b[0:])), Stage: Stage(ne.Uint32(b[4:])),
+		Errno: unix.Errno(ne.Uint32(b[8:])), WaitStatus: unix.WaitStatus(ne.Uint32(b[12:])),
+		Voluntary: int64(ne.Uint64(b[16:])), Involuntary: int64(ne.Uint64(b[24:])),
+	}, nil
+}
