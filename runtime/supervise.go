@@ -1,0 +1,349 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/runtime/cgroup"
+	"github.com/sbxrun/sbxrun/runtime/pid1"
+)
+
+// outcome is what the supervisor knows when the command has ended.
+type outcome struct {
+	wait      unix.WaitStatus
+	haveWait  bool   // pid 1 reported the command's own end
+	killed    Reason // why we killed it, "" is that we did not
+	canceled  bool   // a terminating signal was passed on before the end
+	lost      bool   // pid 1 went without a word and not by our hand
+	oom       bool
+	diskFull  bool
+	pidsHits  int64
+	voluntary int64
+	involun   int64
+}
+
+// supervise listens until the command's end: to pid 1, to the limits that no
+// controller enforces, and to the caller's signals.
+func (s *sandbox) supervise(ctx context.Context) error {
+	msgs := make(chan pid1.Message)
+	gone := make(chan struct{})
+	quit := make(chan struct{})
+	defer close(quit)
+	go func() {
+		defer close(gone)
+		for {
+			m, err := pid1.ReadMessage(s.status)
+			if err != nil {
+				return
+			}
+			select {
+			case msgs <- m:
+			case <-quit:
+				return
+			}
+		}
+	}()
+
+	start := time.Now()
+	select {
+	case m := <-msgs:
+		if m.Kind == pid1.Failed {
+			return s.execError(m)
+		}
+	case <-gone:
+		if s.oomKilled() {
+			return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 was killed for memory"), Hint: "raise --memory"}
+		}
+		return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 ended without a word")}
+	}
+	s.res.PhasesMS["launch"] += msSince(start)
+	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
+
+	o := s.wait(ctx, msgs, gone)
+
+	// Everything inside is dead once pid 1 is reaped; only now are the
+	// counters final and is it safe to look at what was left.
+	_ = s.reap()
+	if s.output != nil {
+		s.output.drain()
+	}
+	if s.term != nil {
+		s.term.drain()
+	}
+	s.measure(&o)
+	s.judge(&o)
+	s.status1(map[string]any{"event": "exited", "id": s.id, "exit_code": s.res.ExitCode, "reason": s.res.Reason})
+	return nil
+}
+
+// wait runs until pid 1 is gone and says how that came.
+func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-chan struct{}) outcome {
+	var o outcome
+	l := s.plan.Limits
+	kill := func(why Reason) {
+		if o.killed == "" && !o.haveWait {
+			o.killed = why
+		}
+		_ = unix.Kill(s.pid, unix.SIGKILL)
+	}
+	timer := func(d time.Duration) <-chan time.Time {
+		if d <= 0 {
+			return nil
+		}
+		return time.After(d)
+	}
+	var wall <-chan time.Time
+	if l.WallTime > 0 {
+		wall = timer(l.WallTime + l.ExtraTime)
+	}
+	var cpu <-chan time.Time
+	if l.CPUTime > 0 {
+		cpu = timer(s.cpuCheckIn(l.CPUTime + l.ExtraTime))
+	}
+	var over <-chan struct{}
+	if s.output != nil {
+		over = s.output.over
+	}
+	oom := s.group.OOM()
+	var grace <-chan time.Time
+	done := ctx.Done()
+
+	for {
+		select {
+		case m := <-msgs:
+			if m.Kind == pid1.Exited {
+				o.wait, o.haveWait = m.WaitStatus, true
+				o.voluntary, o.involun = m.Voluntary, m.Involuntary
+			}
+		case <-gone:
+			o.lost = !o.haveWait && o.killed == ""
+			return o
+		case <-wall:
+			kill(ReasonWallTimeout)
+		case <-cpu:
+			if used, err := s.group.CPUTotal(); err == nil && used >= l.CPUTime+l.ExtraTime {
+				kill(ReasonCPUTimeout)
+			} else {
+				cpu = timer(s.cpuCheckIn(l.CPUTime + l.ExtraTime))
+			}
+		case <-over:
+			over = nil
+			kill(ReasonOutput)
+		case <-oom:
+			oom = nil
+			// As a group, also where the kernel kills one process only (v1).
+			kill(ReasonOOM)
+		case <-done:
+			done = nil
+			o.canceled = true
+			_ = unix.Kill(s.pid, unix.Signal(s.plan.StopSignal))
+			grace = timer(s.plan.StopTimeout)
+		case <-grace:
+			kill(ReasonCanceled)
+		case sig := <-s.io.Signals:
+			s.forward(sig, &o, kill)
+		}
+	}
+}
+
+// forward passes a signal to the command through pid 1. The second
+// terminating signal kills.
+func (s *sandbox) forward(sig os.Signal, o *outcome, kill func(Reason)) {
+	n, ok := sig.(syscall.Signal)
+	if !ok {
+		return
+	}
+	switch n {
+	case unix.SIGWINCH:
+		if s.term != nil {
+			s.term.resize()
+			return
+		}
+	case unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP:
+		if o.canceled && (n == unix.SIGINT || n == unix.SIGTERM) {
+			kill(ReasonCanceled)
+			return
+		}
+		o.canceled = true
+	}
+	_ = unix.Kill(s.pid, n)
+}
+
+// cpuCheckIn says when to look at the CPU time again: no sooner than all CPUs
+// together could have used the rest up, but within 10 ms to 1 s.
+func (s *sandbox) cpuCheckIn(limit time.Duration) time.Duration {
+	used, err := s.group.CPUTotal()
+	if err != nil {
+		return 10 * time.Millisecond
+	}
+	cpus := s.plan.Limits.CPUs
+	if cpus < 1 {
+		cpus = 1
+	}
+	rest := time.Duration(float64(limit-used) / cpus)
+	return min(max(rest, 10*time.Millisecond), time.Second)
+}
+
+// execError is the failure to start the command itself: 127 not found, 126 not
+// executable, 125 ours.
+func (s *sandbox) execError(m pid1.Message) error {
+	argv0 := string(s.plan.Argv[0])
+	e := &Error{Op: m.Stage.String(), Object: argv0, Stage: "exec", Err: m.Errno, Code: 125}
+	switch m.Stage {
+	case pid1.StageInterpreter:
+		e.Code, e.Hint = 126, "the file is there, but the interpreter of its first line (or its loader) is not"
+	case pid1.StageExec:
+		e.Code = 126
+		switch m.Errno {
+		case unix.ENOENT, unix.ENOTDIR:
+			e.Code, e.Hint = 127, "not found in the sandbox: is it in the base, the environment or a volume?"
+		case unix.EACCES:
+			e.Hint = "not executable for the sandbox's user"
+		case unix.ENOEXEC:
+			e.Hint = "not a program for this machine; a script needs a first line such as #!/bin/sh"
+		case unix.E2BIG:
+			e.Hint = "the kernel takes 128 KiB per argument and about 2 MiB in all"
+		case unix.ENOMEM:
+			e.Hint = "raise --memory"
+		}
+	case pid1.StageRlimit:
+		e.Object, e.Hint = "", "a hard limit cannot be raised from inside; lower --ulimit"
+	default:
+		e.Object = ""
+	}
+	return e
+}
+
+func (s *sandbox) oomKilled() bool {
+	u, err := s.group.Usage()
+	return err == nil && u.OOMKills != nil && *u.OOMKills > 0
+}
+
+// measure fills in the numbers. What could not be read stays nil.
+func (s *sandbox) measure(o *outcome) {
+	r := s.res
+	if u, err := s.group.Usage(); err == nil {
+		fillUsage(r, u)
+		o.oom = u.OOMKills != nil && *u.OOMKills > 0
+		if u.PidsMaxHits != nil {
+			o.pidsHits = int64(*u.PidsMaxHits)
+		}
+	}
+	if o.haveWait {
+		r.CtxVoluntary, r.CtxInvoluntary = &o.voluntary, &o.involun
+	}
+	if u, err := s.root.Usage(); err == nil {
+		r.DiskUsedBytes, r.InodesUsed = &u.UsedBytes, &u.Inodes
+		o.diskFull = u.Full
+	}
+}
+
+func fillUsage(r *Result, u cgroup.Usage) {
+	ms := func(us *uint64) *float64 {
+		if us == nil {
+			return nil
+		}
+		f := float64(*us) / 1000
+		return &f
+	}
+	n := func(v *uint64) *int64 {
+		if v == nil {
+			return nil
+		}
+		i := int64(*v)
+		return &i
+	}
+	r.CPUUserMS, r.CPUSystemMS, r.ThrottledMS = ms(u.CPUUserUS), ms(u.CPUSystemUS), ms(u.ThrottledUS)
+	r.MemoryPeakBytes, r.PidsPeak = n(u.MemoryPeakBytes), n(u.PidsPeak)
+	r.IOReadBytes, r.IOWriteBytes = n(u.IOReadBytes), n(u.IOWriteBytes)
+	if u.Pressure != nil {
+		r.Pressure = map[string]float64{}
+		for k, v := range u.Pressure {
+			r.Pressure[k] = float64(v) / 1000
+		}
+	}
+}
+
+// judge turns what happened into status, reason and exit code. The order is
+// that of certainty: what we did, what the kernel did for a limit, what the
+// command did.
+func (s *sandbox) judge(o *outcome) {
+	r := s.res
+	l := s.plan.Limits
+	r.OOMKilled = o.oom
+	end := func(st Status, why Reason, code int, format string, a ...any) {
+		r.Status, r.Reason, r.ExitCode, r.Message = st, why, code, fmt.Sprintf(format, a...)
+	}
+	own := 128 + int(unix.SIGKILL)
+	signal := unix.Signal(0)
+	if o.haveWait {
+		own = o.wait.ExitStatus()
+		if o.wait.Signaled() {
+			signal = o.wait.Signal()
+			own = 128 + int(signal)
+		}
+	}
+	if signal != 0 {
+		r.Signal = unix.SignalName(signal)
+	} else if !o.haveWait {
+		r.Signal = "SIGKILL"
+	}
+	failed := own != 0
+
+	switch {
+	case o.killed == ReasonWallTimeout:
+		end(StatusKilled, ReasonWallTimeout, 124, "killed: the time limit of %s is over", l.WallTime)
+	case o.killed == ReasonCPUTimeout:
+		end(StatusKilled, ReasonCPUTimeout, 124, "killed: the CPU time limit of %s is used up", l.CPUTime)
+	case o.killed == ReasonOutput:
+		end(StatusKilled, ReasonOutput, 137, "killed: more than %d bytes of output", l.OutputBytes)
+	case o.oom && (o.killed == ReasonOOM || signal == unix.SIGKILL || !o.haveWait):
+		end(StatusKilled, ReasonOOM, 137, "killed: out of memory at the limit of %s bytes", num(l.MemoryBytes))
+		if s.plan.Upper.Kind == "tmpfs" && r.DiskUsedBytes != nil && *r.DiskUsedBytes > l.MemoryBytes/4 {
+			r.Message += fmt.Sprintf(", %d of them files of its root", *r.DiskUsedBytes)
+			r.Hint = "give more --memory, or a --disk above half of it: that lives on disk"
+		} else {
+			r.Hint = "give more --memory"
+		}
+	case o.killed == ReasonCanceled:
+		end(StatusCanceled, ReasonCanceled, 137, "canceled: killed after it was asked to stop")
+	case o.killed != "":
+		end(StatusKilled, o.killed, 137, "killed: %s", o.killed)
+	case o.lost:
+		end(StatusKilled, ReasonSignal, 137, "pid 1 was killed from outside the sandbox")
+	case o.canceled && signal != 0:
+		end(StatusCanceled, ReasonCanceled, own, "canceled: ended by %s", unix.SignalName(signal))
+	case signal == unix.SIGSYS:
+		end(StatusKilled, ReasonPolicy, own, "killed by the system call filter (SIGSYS)")
+	case failed && o.diskFull:
+		end(StatusFailed, ReasonDisk, own, "ended with %d while its disk (%d bytes, %d inodes) was full", own, l.DiskBytes, l.Inodes)
+		r.Hint = "give more --disk or --inodes"
+	case failed && o.pidsHits > 0:
+		end(StatusFailed, ReasonPids, own, "ended with %d after the limit of %d processes was hit %d times", own, l.Pids, o.pidsHits)
+		r.Hint = "give more --pids-limit"
+	case signal == unix.SIGXFSZ && l.FileBytes > 0:
+		end(StatusFailed, ReasonSignal, own, "ended by SIGXFSZ: a file above the limit of %d bytes", l.FileBytes)
+	case signal != 0:
+		end(StatusFailed, ReasonSignal, own, "ended by %s", unix.SignalName(signal))
+	case failed:
+		end(StatusFailed, ReasonExit, own, "")
+	default:
+		end(StatusOK, ReasonExit, 0, "")
+	}
+	if l.DiskBytes > 0 && o.pidsHits > 0 && r.Reason != ReasonPids {
+		r.Message = trimJoin(r.Message, fmt.Sprintf("the limit of %d processes was hit %d times", l.Pids, o.pidsHits))
+	}
+}
+
+func trimJoin(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
