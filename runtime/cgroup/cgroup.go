@@ -1,0 +1,776 @@
+// Package cgroup is the one writer of limits: it makes a sandbox's cgroup on
+// v1, on hybrid hosts and on v2, reads its counters, tells of an OOM kill and
+// takes it down again. It must never know sandboxes, reports or engines.
+package cgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// hinted is an error that says what to do.
+type hinted struct {
+	err  error
+	hint string
+}
+
+func (e *hinted) Error() string { return e.err.Error() }
+func (e *hinted) Unwrap() error { return e.err }
+func (e *hinted) Hint() string  { return e.hint }
+
+// Host is what there is of cgroups here.
+type Host struct {
+	// Mode is "v1", "hybrid" (v1 controllers, and a v2 tree that can kill and
+	// tell of events) or "v2".
+	Mode string
+	// mounts maps a controller (v1), or "" (v2), to its mount point and own to
+	// this process's own cgroup below it.
+	mounts map[string]string
+	own    map[string]string
+	v2     map[string]bool // controllers of the v2 root
+}
+
+// v1Controllers are those a sandbox joins, where they are there.
+var v1Controllers = []string{"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer", "devices"}
+
+// Detect reads mountinfo and this process's own cgroups.
+func Detect() (*Host, error) {
+	h := &Host{mounts: map[string]string{}, own: map[string]string{}, v2: map[string]bool{}}
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("detect cgroups: %w", err)
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		pre, post, ok := strings.Cut(sc.Text(), " - ")
+		a, b := strings.Fields(pre), strings.Fields(post)
+		if !ok || len(a) < 5 || len(b) < 3 {
+			continue
+		}
+		switch b[0] {
+		case "cgroup2":
+			if _, dup := h.mounts[""]; !dup {
+				h.mounts[""] = a[4]
+			}
+		case "cgroup":
+			for _, o := range strings.Split(b[2], ",") {
+				if _, dup := h.mounts[o]; !dup && known(o) {
+					h.mounts[o] = a[4]
+				}
+			}
+		}
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("read mountinfo: %w", err)
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, fmt.Errorf("detect cgroups: %w", err)
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		p := strings.SplitN(line, ":", 3)
+		if len(p) != 3 {
+			continue
+		}
+		for _, c := range strings.Split(p[1], ",") {
+			h.own[c] = p[2]
+		}
+	}
+	v2, hasV2 := h.mounts[""]
+	hasV1 := h.mounts["memory"] != "" || h.mounts["cpu"] != "" || h.mounts["pids"] != ""
+	switch {
+	case hasV1 && hasV2:
+		h.Mode = "hybrid"
+	case hasV1:
+		h.Mode = "v1"
+	case hasV2:
+		h.Mode = "v2"
+	default:
+		return nil, &hinted{errors.New("detect cgroups: no cgroup hierarchy is mounted"), "mount -t cgroup2 cgroup2 /sys/fs/cgroup"}
+	}
+	if hasV2 {
+		b, _ := os.ReadFile(filepath.Join(v2, "cgroup.controllers"))
+		for _, c := range strings.Fields(string(b)) {
+			h.v2[c] = true
+		}
+	}
+	return h, nil
+}
+
+func known(c string) bool {
+	for _, k := range v1Controllers {
+		if k == c {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *Host) has(controller string) bool {
+	if h.Mode == "v2" {
+		return h.v2[controller]
+	}
+	return h.mounts[controller] != ""
+}
+
+// Check says whether each limit that is asked for can be enforced here.
+func (h *Host) Check(l Limits) error {
+	need := func(asked bool, what, controller string) error {
+		if asked && !h.has(controller) {
+			return &hinted{fmt.Errorf("limit %s: no %s controller", what, controller), "enable the " + controller + " controller on the kernel command line (cgroup_enable=" + controller + ")"}
+		}
+		return nil
+	}
+	return errors.Join(
+		need(l.MemoryBytes > 0, "memory", "memory"), need(l.CPUs > 0, "cpus", "cpu"),
+		need(l.CPUSet != "", "cpuset", "cpuset"), need(l.Pids > 0, "pids", "pids"), h.checkSwap(l))
+}
+
+func (h *Host) checkSwap(l Limits) error {
+	if h.Mode == "v2" || l.MemoryBytes <= 0 || l.SwapBytes < 0 || h.mounts["memory"] == "" {
+		return nil
+	}
+	if exists(filepath.Join(h.mounts["memory"], "memory.memsw.limit_in_bytes")) || !hostSwaps() {
+		return nil
+	}
+	return &hinted{errors.New("limit swap: this kernel does not account for swap"), "boot with swapaccount=1, turn swap off, or allow it: --memory-swap -1"}
+}
+
+func hostSwaps() bool {
+	b, _ := os.ReadFile("/proc/swaps")
+	return strings.Count(string(b), "\n") > 1
+}
+
+func exists(p string) bool { _, err := os.Stat(p); return err == nil }
+
+// Group is one sandbox's cgroup.
+type Group struct {
+	h       *Host
+	rel     string
+	dirs    map[string]string // controller → directory; "" is v2
+	limits  Limits
+	oom     chan struct{}
+	closers []func()
+	once    sync.Once
+}
+
+// dirsOf gives the directories that a group will have, before it is made.
+func (h *Host) dirsOf(parent, name string) (map[string]string, string, error) {
+	if name == "" || strings.ContainsAny(name, "/\x00") || name == "." || name == ".." {
+		return nil, "", fmt.Errorf("name cgroup %q: not a plain name", name)
+	}
+	if parent != "" && (strings.Contains("/"+parent+"/", "/../") || strings.IndexByte(parent, 0) >= 0) {
+		return nil, "", fmt.Errorf("cgroup parent %q: not a plain path", parent)
+	}
+	out := map[string]string{}
+	rel := filepath.Join("sbxrun", name) // relative: to the own cgroup of each hierarchy
+	if parent != "" {
+		rel = filepath.Join("/", parent, name)
+	} else if h.Mode == "v2" {
+		rel = "/sbxrun/" + name
+	}
+	for c, m := range h.mounts {
+		if strings.HasPrefix(rel, "/") {
+			out[c] = filepath.Join(m, rel)
+		} else {
+			out[c] = filepath.Join(m, h.own[c], rel)
+		}
+	}
+	return out, rel, nil
+}
+
+// Paths lists the directories Create will make: for a journal.
+func (h *Host) Paths(parent, name string) ([]string, error) {
+	m, _, err := h.dirsOf(parent, name)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	seen := map[string]bool{}
+	for _, d := range m {
+		if !seen[d] {
+			seen[d] = true
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// Create makes the group and writes its limits. Without parent it lies in
+// "sbxrun" below the caller's own cgroup (v1, hybrid) or below the mount point
+// (v2, where a group with processes can have no limited children).
+func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
+	if err := h.Check(l); err != nil {
+		return nil, err
+	}
+	dirs, rel, err := h.dirsOf(parent, name)
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{h: h, rel: rel, dirs: dirs, limits: l, oom: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.Close())
+		}
+	}()
+	for c, d := range dirs {
+		if c == "freezer" && frozen(filepath.Dir(filepath.Dir(d))) {
+			return nil, &hinted{fmt.Errorf("make cgroup %q: a parent is frozen", d), "thaw it: a process would never start there"}
+		}
+		if h.Mode == "v2" {
+			if err := h.enable(filepath.Dir(d), l); err != nil {
+				return nil, err
+			}
+		} else if err := mkdirAll(filepath.Dir(d), c); err != nil {
+			return nil, err
+		}
+		if err := os.Mkdir(d, 0o755); err != nil && !(errors.Is(err, os.ErrExist) && c != "memory") {
+			return nil, fmt.Errorf("make cgroup: %w", err)
+		}
+		if c == "cpuset" {
+			if err := copyCPUSet(d); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if h.Mode == "v2" {
+		err = g.writeV2()
+	} else {
+		err = g.writeV1()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return g, g.watch()
+}
+
+func frozen(dir string) bool {
+	for ; len(dir) > 1; dir = filepath.Dir(dir) {
+		b, err := os.ReadFile(filepath.Join(dir, "freezer.state"))
+		if err == nil && strings.TrimSpace(string(b)) != "THAWED" {
+			return true
+		}
+	}
+	return false
+}
+
+// mkdirAll makes the shared parents; they stay, other sandboxes use them.
+func mkdirAll(dir, controller string) error {
+	if exists(dir) {
+		return nil
+	}
+	if err := mkdirAll(filepath.Dir(dir), controller); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	if controller == "cpuset" {
+		return copyCPUSet(dir)
+	}
+	return nil
+}
+
+// copyCPUSet gives a new v1 cpuset its parent's CPUs and memory nodes: it is
+// born without any, and then no process can enter.
+func copyCPUSet(dir string) error {
+	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+		cur, err := os.ReadFile(filepath.Join(dir, f))
+		if err != nil {
+			return fmt.Errorf("read cpuset: %w", err)
+		}
+		if strings.TrimSpace(string(cur)) != "" {
+			continue
+		}
+		up, err := os.ReadFile(filepath.Join(filepath.Dir(dir), f))
+		if err != nil {
+			return fmt.Errorf("read cpuset: %w", err)
+		}
+		if err := write(dir, f, strings.TrimSpace(string(up))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enable turns the controllers on in every group from the root down to dir.
+func (h *Host) enable(dir string, l Limits) error {
+	root := h.mounts[""]
+	rel, err := filepath.Rel(root, dir)
+	if err != nil {
+		return fmt.Errorf("make cgroup %q: %w", dir, err)
+	}
+	want := map[string]bool{"memory": l.MemoryBytes > 0, "cpu": l.CPUs > 0, "cpuset": l.CPUSet != "", "pids": l.Pids > 0, "io": false}
+	cur := root
+	parts := strings.Split(rel, "/")
+	for i := 0; ; i++ {
+		for c, must := range want {
+			if !h.v2[c] {
+				continue
+			}
+			if err := write(cur, "cgroup.subtree_control", "+"+c); err != nil && must {
+				return &hinted{fmt.Errorf("enable controller %s in %q: %w", c, cur, err), "a cgroup with processes cannot have limited children: choose another --cgroup-parent"}
+			}
+		}
+		if i >= len(parts) || rel == "." {
+			return nil
+		}
+		cur = filepath.Join(cur, parts[i])
+		if err := os.Mkdir(cur, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+}
+
+func write(dir, file, value string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("set limit: %w", err)
+	}
+	_, err = f.WriteString(value)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("set limit %s=%q: %w", file, value, errors.Unwrap(err))
+	}
+	return nil
+}
+
+const cpuPeriodUS = 100000
+
+func (g *Group) writeV1() error {
+	l := g.limits
+	mem := g.dirs["memory"]
+	if l.MemoryBytes > 0 {
+		if err := write(mem, "memory.limit_in_bytes", strconv.FormatInt(l.MemoryBytes, 10)); err != nil {
+			return err
+		}
+		if l.SwapBytes >= 0 {
+			if exists(filepath.Join(mem, "memory.memsw.limit_in_bytes")) {
+				if err := write(mem, "memory.memsw.limit_in_bytes", strconv.FormatInt(l.MemoryBytes+l.SwapBytes, 10)); err != nil {
+					return err
+				}
+			} else if l.SwapBytes == 0 && exists(filepath.Join(mem, "memory.swappiness")) {
+				if err := write(mem, "memory.swappiness", "0"); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if l.CPUs > 0 {
+		if err := write(g.dirs["cpu"], "cpu.cfs_period_us", strconv.Itoa(cpuPeriodUS)); err != nil {
+			return err
+		}
+		if err := write(g.dirs["cpu"], "cpu.cfs_quota_us", strconv.Itoa(quota(l.CPUs))); err != nil {
+			return &hinted{err, "a parent cgroup allows less CPU than --cpus asks for"}
+		}
+	}
+	if l.CPUSet != "" {
+		if err := write(g.dirs["cpuset"], "cpuset.cpus", l.CPUSet); err != nil {
+			return &hinted{err, "name CPUs that are online and allowed here, as 0-1 or 0,2"}
+		}
+	}
+	if l.Pids > 0 {
+		return write(g.dirs["pids"], "pids.max", strconv.FormatInt(l.Pids, 10))
+	}
+	return nil
+}
+
+func quota(cpus float64) int { return max(int(cpus*cpuPeriodUS+0.5), 1000) }
+
+func (g *Group) writeV2() error {
+	l, d := g.limits, g.dirs[""]
+	if l.MemoryBytes > 0 {
+		if err := write(d, "memory.max", strconv.FormatInt(l.MemoryBytes, 10)); err != nil {
+			return err
+		}
+		if err := write(d, "memory.oom.group", "1"); err != nil {
+			return err
+		}
+		if l.SwapBytes >= 0 && (exists(filepath.Join(d, "memory.swap.max")) || hostSwaps()) {
+			if err := write(d, "memory.swap.max", strconv.FormatInt(l.SwapBytes, 10)); err != nil {
+				return err
+			}
+		}
+	}
+	if l.CPUs > 0 {
+		if err := write(d, "cpu.max", fmt.Sprintf("%d %d", quota(l.CPUs), cpuPeriodUS)); err != nil {
+			return err
+		}
+	}
+	if l.CPUSet != "" {
+		if err := write(d, "cpuset.cpus", l.CPUSet); err != nil {
+			return &hinted{err, "name CPUs that are online and allowed here, as 0-1 or 0,2"}
+		}
+	}
+	if l.Pids > 0 {
+		return write(d, "pids.max", strconv.FormatInt(l.Pids, 10))
+	}
+	return nil
+}
+
+// watch starts to listen for OOM kills.
+func (g *Group) watch() error {
+	if g.limits.MemoryBytes <= 0 {
+		return nil
+	}
+	if g.h.Mode == "v2" {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+		if err != nil {
+			return fmt.Errorf("watch memory events: %w", err)
+		}
+		f := os.NewFile(uintptr(fd), "memory.events")
+		if _, err := unix.InotifyAddWatch(fd, filepath.Join(g.dirs[""], "memory.events"), unix.IN_MODIFY); err != nil {
+			f.Close()
+			return fmt.Errorf("watch memory events: %w", err)
+		}
+		g.listen(f, make([]byte, 4096))
+		return nil
+	}
+	ctl, err := os.Open(filepath.Join(g.dirs["memory"], "memory.oom_control"))
+	if err != nil {
+		return fmt.Errorf("watch memory events: %w", err)
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		ctl.Close()
+		return fmt.Errorf("watch memory events: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "oom")
+	err = write(g.dirs["memory"], "cgroup.event_control", fmt.Sprintf("%d %d", fd, ctl.Fd()))
+	ctl.Close()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	g.listen(f, make([]byte, 8))
+	return nil
+}
+
+// listen turns wake-ups into one close of the channel. The v1 event comes
+// before the kill, so the counter decides; it is looked at for a while.
+func (g *Group) listen(f *os.File, buf []byte) {
+	done := make(chan struct{})
+	g.closers = append(g.closers, func() { f.Close(); <-done })
+	go func() {
+		defer close(done)
+		for {
+			if _, err := f.Read(buf); err != nil {
+				return
+			}
+			for i := 0; i < 50; i++ {
+				if n := g.oomKills(); n != nil && *n > 0 {
+					close(g.oom)
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+	}()
+}
+
+// OOM is closed when the kernel killed a process of the group for memory.
+func (g *Group) OOM() <-chan struct{} { return g.oom }
+
+// LibcontainerPath is the group as libcontainer's cgroupfs manager names it.
+func (g *Group) LibcontainerPath() string { return g.rel }
+
+// Dirs lists the group's directories.
+func (g *Group) Dirs() []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, d := range g.dirs {
+		if !seen[d] {
+			seen[d] = true
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// DirFD opens the v2 directory for CLONE_INTO_CGROUP (Linux 5.7).
+func (g *Group) DirFD() (*os.File, error) {
+	if g.h.Mode != "v2" {
+		return nil, errors.New("open cgroup: no v2 hierarchy")
+	}
+	return os.Open(g.dirs[""])
+}
+
+// Add moves a process into the group.
+func (g *Group) Add(pid int) error {
+	for _, d := range g.Dirs() {
+		if err := write(d, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Usage is what the group used. nil is: not measured.
+type Usage struct {
+	CPUUserUS, CPUSystemUS, CPUTotalUS *uint64
+	MemoryPeakBytes, MemoryNowBytes    *uint64
+	PidsPeak, PidsMaxHits              *uint64
+	OOMKills                           *uint64
+	IOReadBytes, IOWriteBytes          *uint64
+	ThrottledUS                        *uint64
+	Pressure                           map[string]uint64 // µs stalled, by resource
+}
+
+func number(dir, file string) *uint64 {
+	if dir == "" {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return nil
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return nil
+	}
+	return &n
+}
+
+// keyed reads one value of a "key value" file.
+func keyed(dir, file, key string) *uint64 {
+	if dir == "" {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return nil
+	}
+	for _, line := range strings.Split(string(b), "\n") {
+		if k, v, ok := strings.Cut(line, " "); ok && k == key {
+			if n, err := strconv.ParseUint(strings.TrimSpace(v), 10, 64); err == nil {
+				return &n
+			}
+		}
+	}
+	return nil
+}
+
+func scaled(n *uint64, div uint64) *uint64 {
+	if n == nil {
+		return nil
+	}
+	v := *n / div
+	return &v
+}
+
+func (g *Group) oomKills() *uint64 {
+	if g.h.Mode == "v2" {
+		return keyed(g.dirs[""], "memory.events", "oom_kill")
+	}
+	return keyed(g.dirs["memory"], "memory.oom_control", "oom_kill")
+}
+
+// CPUTotal is the CPU time used so far, user and system.
+func (g *Group) CPUTotal() (time.Duration, error) {
+	var us *uint64
+	if g.h.Mode == "v2" {
+		us = keyed(g.dirs[""], "cpu.stat", "usage_usec")
+	} else {
+		us = scaled(number(g.dirs["cpuacct"], "cpuacct.usage"), 1000)
+	}
+	if us == nil {
+		return 0, errors.New("read CPU time: no counter")
+	}
+	return time.Duration(*us) * time.Microsecond, nil
+}
+
+// Usage reads the counters.
+func (g *Group) Usage() (Usage, error) {
+	var u Usage
+	u.OOMKills = g.oomKills()
+	if t, err := g.CPUTotal(); err == nil {
+		us := uint64(t.Microseconds())
+		u.CPUTotalUS = &us
+	}
+	if g.h.Mode == "v2" {
+		d := g.dirs[""]
+		u.CPUUserUS, u.CPUSystemUS = keyed(d, "cpu.stat", "user_usec"), keyed(d, "cpu.stat", "system_usec")
+		u.ThrottledUS = keyed(d, "cpu.stat", "throttled_usec")
+		u.MemoryPeakBytes, u.MemoryNowBytes = number(d, "memory.peak"), number(d, "memory.current")
+		u.PidsPeak, u.PidsMaxHits = number(d, "pids.peak"), keyed(d, "pids.events", "max")
+		u.IOReadBytes, u.IOWriteBytes = sumIO(d)
+		u.Pressure = pressure(d)
+		return u, nil
+	}
+	acct := g.dirs["cpuacct"]
+	u.CPUUserUS, u.CPUSystemUS = scaled(number(acct, "cpuacct.usage_user"), 1000), scaled(number(acct, "cpuacct.usage_sys"), 1000)
+	u.ThrottledUS = scaled(keyed(g.dirs["cpu"], "cpu.stat", "throttled_time"), 1000)
+	u.MemoryPeakBytes = number(g.dirs["memory"], "memory.max_usage_in_bytes")
+	u.MemoryNowBytes = number(g.dirs["memory"], "memory.usage_in_bytes")
+	u.PidsPeak, u.PidsMaxHits = number(g.dirs["pids"], "pids.peak"), keyed(g.dirs["pids"], "pids.events", "max")
+	u.IOReadBytes, u.IOWriteBytes = blkio(g.dirs["blkio"])
+	return u, nil
+}
+
+func sumIO(d string) (r, w *uint64) {
+	b, err := os.ReadFile(filepath.Join(d, "io.stat"))
+	if err != nil {
+		return nil, nil
+	}
+	var rn, wn uint64
+	for _, f := range strings.Fields(string(b)) {
+		if v, ok := strings.CutPrefix(f, "rbytes="); ok {
+			n, _ := strconv.ParseUint(v, 10, 64)
+			rn += n
+		}
+		if v, ok := strings.CutPrefix(f, "wbytes="); ok {
+			n, _ := strconv.ParseUint(v, 10, 64)
+			wn += n
+		}
+	}
+	return &rn, &wn
+}
+
+func blkio(d string) (r, w *uint64) {
+	if d == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(filepath.Join(d, "blkio.throttle.io_service_bytes"))
+	if err != nil {
+		return nil, nil
+	}
+	var rn, wn uint64
+	for _, line := range strings.Split(string(b), "\n") {
+		f := strings.Fields(line)
+		if len(f) != 3 {
+			continue
+		}
+		n, _ := strconv.ParseUint(f[2], 10, 64)
+		switch f[1] {
+		case "Read":
+			rn += n
+		case "Write":
+			wn += n
+		}
+	}
+	return &rn, &wn
+}
+
+func pressure(d string) map[string]uint64 {
+	out := map[string]uint64{}
+	for _, res := range []string{"cpu", "memory", "io"} {
+		b, err := os.ReadFile(filepath.Join(d, res+".pressure"))
+		if err != nil {
+			continue
+		}
+		for _, line := range strings.Split(string(b), "\n") {
+			if _, v, ok := strings.Cut(line, "total="); ok && strings.HasPrefix(line, "some") {
+				if n, err := strconv.ParseUint(v, 10, 64); err == nil {
+					out[res] = n
+				}
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// Applied reads the limits back.
+func (g *Group) Applied() Limits {
+	l := g.limits
+	mem, memFile := g.dirs["memory"], "memory.limit_in_bytes"
+	pids := g.dirs["pids"]
+	if g.h.Mode == "v2" {
+		mem, memFile, pids = g.dirs[""], "memory.max", g.dirs[""]
+	}
+	if l.MemoryBytes > 0 {
+		if n := number(mem, memFile); n != nil {
+			l.MemoryBytes = int64(*n)
+		}
+	}
+	if l.Pids > 0 {
+		if n := number(pids, "pids.max"); n != nil {
+			l.Pids = int64(*n)
+		}
+	}
+	return l
+}
+
+// Kill ends every process of the group.
+func (g *Group) Kill() error { return killDirs(g.Dirs()) }
+
+func killDirs(dirs []string) error {
+	for _, d := range dirs {
+		if err := write(d, "cgroup.kill", "1"); err == nil {
+			return nil // Linux 5.14, v2 or the v2 tree of a hybrid host
+		}
+	}
+	var errs []error
+	for _, d := range dirs {
+		for _, pid := range procs(d) {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func procs(dir string) []int {
+	b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	var out []int
+	for _, f := range strings.Fields(string(b)) {
+		if n, err := strconv.Atoi(f); err == nil && n > 1 && n != os.Getpid() {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// Close kills what is left and removes the group. It may be called again.
+func (g *Group) Close() error {
+	var err error
+	g.once.Do(func() {
+		for _, f := range g.closers {
+			f()
+		}
+		err = Remove(g.Dirs())
+	})
+	return err
+}
+
+// Remove ends and removes groups by directory. What is gone is fine.
+func Remove(dirs []string) error {
+	deadline := time.Now().Add(2 * time.Second)
+	left := dirs
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		var again []string
+		var errs []error
+		for _, d := range left {
+			err := unix.Rmdir(d)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				again = append(again, d)
+				errs = append(errs, fmt.Errorf("remove cgroup %q: %w", d, err))
+			}
+		}
+		if len(again) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(errs...)
+		}
+		left = again
+		_ = killDirs(left) // judged by the next rmdir
+		time.Sleep(wait)
+	}
+}
