@@ -1,0 +1,95 @@
+package rootfs
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// hinted is an error that says what to do.
+type hinted struct {
+	err  error
+	hint string
+}
+
+func (e *hinted) Error() string { return e.err.Error() }
+func (e *hinted) Unwrap() error { return e.err }
+func (e *hinted) Hint() string  { return e.hint }
+
+// Namespace is a private mount namespace that one OS thread lives in. All
+// mounts of a sandbox are made there: none is ever in the host's table, and
+// all go with the last process that is in it.
+type Namespace struct {
+	stage string
+	work  chan func()
+	done  chan struct{}
+}
+
+// NewNamespace starts the thread and covers the directory stage with a small
+// tmpfs of mode 0711, so that the mapped root of a user namespace can pass.
+func NewNamespace(stage string) (*Namespace, error) {
+	n := &Namespace{stage: stage, work: make(chan func()), done: make(chan struct{})}
+	ready := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread's state cannot be restored, so it dies
+		// with the goroutine.
+		runtime.LockOSThread()
+		defer close(n.done)
+		err := enterPrivate(stage)
+		ready <- err
+		if err != nil {
+			return
+		}
+		for f := range n.work {
+			f()
+		}
+	}()
+	if err := <-ready; err != nil {
+		<-n.done
+		return nil, err
+	}
+	return n, nil
+}
+
+func enterPrivate(stage string) error {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return &hinted{fmt.Errorf("unshare mount namespace: %w", err), "run as root, with CAP_SYS_ADMIN"}
+	}
+	// Slave, not private: what the host unmounts later goes here too and stays
+	// unmountable there; nothing of ours goes out.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("sbxrun", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711,size=4m"); err != nil {
+		return fmt.Errorf("mount tmpfs on %q: %w", stage, err)
+	}
+	if err := unix.Mount("", stage, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %q private: %w", stage, err)
+	}
+	return nil
+}
+
+// Do runs f on the namespace's thread. Children that f starts are in the
+// namespace.
+func (n *Namespace) Do(f func() error) error {
+	res := make(chan error, 1)
+	select {
+	case n.work <- func() { res <- f() }:
+		return <-res
+	case <-n.done:
+		return fmt.Errorf("mount namespace: %w", os.ErrClosed)
+	}
+}
+
+// Close ends the thread.
+func (n *Namespace) Close() error {
+	select {
+	case <-n.done:
+	default:
+		close(n.work)
+		<-n.done
+	}
+	return nil
+}

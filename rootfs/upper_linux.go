@@ -1,0 +1,126 @@
+package rootfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Upper is the writable part of a root, bounded in bytes and inodes.
+type Upper struct {
+	Kind       string `json:"kind"` // "tmpfs" (charged to memory) or "disk"
+	SizeBytes  int64  `json:"size_bytes"`
+	Inodes     int64  `json:"inodes"`
+	ScratchDir string `json:"scratch_dir,omitempty"` // where a disk's image lies
+}
+
+// mount makes the file system of the upper on target.
+func (u Upper) mount(target string) (notes []string, err error) {
+	switch u.Kind {
+	case "tmpfs":
+		opts := fmt.Sprintf("mode=0711,size=%d,nr_inodes=%d", u.SizeBytes, u.Inodes)
+		if err := unix.Mount("sbxrun-upper", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+			return nil, fmt.Errorf("mount tmpfs on %q: %w", target, err)
+		}
+		return nil, nil
+	case "disk":
+		return u.mountDisk(target)
+	}
+	return nil, fmt.Errorf("mount upper: unknown kind %q", u.Kind)
+}
+
+// mountDisk makes an ext4 in a file without a name, on a loop device that
+// frees itself: a crash at any moment leaves nothing on disk.
+func (u Upper) mountDisk(target string) (notes []string, err error) {
+	if err := os.MkdirAll(u.ScratchDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make scratch directory: %w", err)
+	}
+	fd, err := unix.Open(u.ScratchDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &hinted{fmt.Errorf("make disk image in %q: %w", u.ScratchDir, err), "the state directory must be on a file system with O_TMPFILE (ext4, xfs, btrfs)"}
+	}
+	img := os.NewFile(uintptr(fd), "disk image")
+	defer img.Close()
+	// Room for the file system's own tables, so that the promised size is there.
+	size := u.SizeBytes + u.SizeBytes/32 + u.Inodes*256 + 8<<20
+	size = (size + 4095) &^ 4095
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) == nil && int64(fs.Bavail)*fs.Bsize < u.SizeBytes {
+		notes = append(notes, fmt.Sprintf("the disk limit is %d bytes, but only %d are free in %q", u.SizeBytes, int64(fs.Bavail)*fs.Bsize, u.ScratchDir))
+	}
+	if err := img.Truncate(size); err != nil {
+		return nil, fmt.Errorf("size disk image to %d: %w", size, err)
+	}
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		if mkfs = "/sbin/mkfs.ext4"; !isFile(mkfs) {
+			return nil, &hinted{errors.New("make disk image: mkfs.ext4 not found"), "apt-get install e2fsprogs"}
+		}
+	}
+	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-m", "0", "-N", fmt.Sprint(u.Inodes), "-O", "^has_journal,^resize_inode",
+		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{img}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MKE2FS_SKIP_CHECK_MSG=1"}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("make file system in disk image: %w: %s", err, strings.TrimSpace(out.String()))
+	}
+	loop, err := attachLoop(img)
+	if err != nil {
+		return nil, err
+	}
+	defer loop.Close() // the mount holds it; with AUTOCLEAR it goes with the mount
+	if err := unix.Mount(loop.Name(), target, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOATIME, "nodiscard"); err != nil {
+		return nil, fmt.Errorf("mount disk image on %q: %w", target, err)
+	}
+	_ = unix.Rmdir(target + "/lost+found")
+	return notes, nil
+}
+
+func isFile(p string) bool {
+	st, err := os.Stat(p)
+	return err == nil && st.Mode().IsRegular()
+}
+
+// attachLoop finds a free loop device for img (LOOP_CONFIGURE: Linux 5.8).
+func attachLoop(img *os.File) (*os.File, error) {
+	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, &hinted{fmt.Errorf("find loop device: %w", err), "modprobe loop; or a --disk of at most half of --memory, which needs none"}
+	}
+	defer ctl.Close()
+	for try := 0; try < 64; try++ {
+		n, err := unix.IoctlRetInt(int(ctl.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("find loop device: %w", err)
+		}
+		path := fmt.Sprintf("/dev/loop%d", n)
+		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+			// Without udev the node of a new device has to be made.
+			if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
+				return nil, fmt.Errorf("make %q: %w", path, err)
+			}
+		}
+		dev, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open loop device: %w", err)
+		}
+		cfg := unix.LoopConfig{Fd: uint32(img.Fd())}
+		cfg.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+		err = unix.IoctlLoopConfigure(int(dev.Fd()), &cfg)
+		if err == nil {
+			return dev, nil
+		}
+		dev.Close()
+		if !errors.Is(err, unix.EBUSY) { // another took it between the two calls
+			return nil, fmt.Errorf("configure %q: %w", path, err)
+		}
+	}
+	return nil, errors.New("find loop device: all are taken as soon as they are found")
+}
