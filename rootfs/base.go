@@ -1,5 +1,14 @@
 package rootfs
 
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
 // Base is a read-only root file system, ready to be a lower layer.
 type Base struct {
 	// Name is "host" or the name given to `base add`; Digest identifies the
@@ -18,4 +27,124 @@ type Base struct {
 type Bind struct {
 	Source string `json:"source"`
 	Target string `json:"target"`
+}
+
+// BaseInfo is one line of `base list`.
+type BaseInfo struct {
+	Name      string `json:"name"`
+	Digest    string `json:"digest"`
+	SizeBytes int64  `json:"size_bytes"`
+	Source    string `json:"source"`
+}
+
+// Base gives the base of that name; "" and "host" are the host's own.
+func (s *Store) Base(name string) (Base, error) {
+	if name == "" || name == "host" {
+		return s.HostBase(context.Background())
+	}
+	if err := checkBaseName(name); err != nil {
+		return Base{}, err
+	}
+	b, err := os.ReadFile(s.Path("bases", name+".json"))
+	if err != nil {
+		return Base{}, &hinted{fmt.Errorf("use base %q: %w", name, errors.Unwrap(err)), "sbxrun base list shows what there is; sbxrun base add NAME SOURCE adds one"}
+	}
+	var r baseRecord
+	if err := json.Unmarshal(b, &r); err != nil {
+		return Base{}, fmt.Errorf("use base %q: %w", name, err)
+	}
+	for _, l := range r.Layers {
+		p, err := s.LayerPath(l)
+		if err != nil {
+			return Base{}, fmt.Errorf("use base %q: %w", name, err)
+		}
+		r.Base.Lowers = append(r.Base.Lowers, p)
+	}
+	return r.Base, nil
+}
+
+// baseRecord is a base as it is stored.
+type baseRecord struct {
+	Base   Base     `json:"base"`   // without Lowers
+	Layers []string `json:"layers"` // digests, topmost first
+	Info   BaseInfo `json:"info"`
+}
+
+func checkBaseName(name string) error {
+	ok := name != "" && len(name) <= 64 && name[0] != '.' && name[0] != '-'
+	for _, c := range name {
+		ok = ok && (c == '.' || c == '-' || c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
+	}
+	if !ok {
+		return &hinted{fmt.Errorf("base name %q: not a plain name", name), "letters, digits, dot, dash and underscore, at most 64"}
+	}
+	return nil
+}
+
+// Bases lists the bases that were added, by name.
+func (s *Store) Bases() ([]BaseInfo, error) {
+	ents, err := os.ReadDir(s.Path("bases"))
+	if err != nil {
+		return nil, fmt.Errorf("list bases: %w", err)
+	}
+	var out []BaseInfo
+	for _, e := range ents {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || name == "host" {
+			continue
+		}
+		b, err := os.ReadFile(s.Path("bases", e.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("list bases: %w", err)
+		}
+		var r baseRecord
+		if err := json.Unmarshal(b, &r); err != nil {
+			return nil, fmt.Errorf("list bases: %q: %w", name, err)
+		}
+		out = append(out, r.Info)
+	}
+	return out, nil
+}
+
+// RemoveBase forgets a base and removes its layers unless another base or a
+// live sandbox uses them.
+func (s *Store) RemoveBase(name string) error {
+	if err := checkBaseName(name); err != nil {
+		return err
+	}
+	if name == "host" {
+		return errors.New("remove base \"host\": it is the host itself")
+	}
+	path := s.Path("bases", name+".json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return &hinted{fmt.Errorf("remove base %q: %w", name, errors.Unwrap(err)), "sbxrun base list shows what there is"}
+	}
+	var r baseRecord
+	if err := json.Unmarshal(b, &r); err != nil {
+		return fmt.Errorf("remove base %q: %w", name, err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove base: %w", err)
+	}
+	used := map[string]bool{}
+	ents, _ := os.ReadDir(s.Path("bases"))
+	for _, e := range ents {
+		var o baseRecord
+		if b, err := os.ReadFile(s.Path("bases", e.Name())); err == nil && json.Unmarshal(b, &o) == nil {
+			for _, l := range o.Layers {
+				used[l] = true
+			}
+		}
+	}
+	var errs []error
+	for _, l := range r.Layers {
+		if used[l] {
+			continue
+		}
+		if err := s.RemoveLayer(l); err != nil && !errors.Is(err, ErrBusy) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -1,0 +1,682 @@
+// Package rootfs owns what a sandbox's root is made of: bases, the content
+// store and its layers, the private mount namespace, overlays and bounded
+// uppers. It must never know sandboxes, limits of processes or environments.
+package rootfs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Store is the directory of everything that survives a sandbox. All of it is
+// published by a temporary name, fsync and rename.
+type Store struct{ root string }
+
+// OpenStore opens or makes the store at root, for root's eyes only.
+func OpenStore(root string) (*Store, error) {
+	s := &Store{root: root}
+	for _, d := range []string{"", "bases", "objects", "layers", "locks", "tmp", "scratch", "cache"} {
+		p := filepath.Join(root, d)
+		if err := os.Mkdir(p, 0o700); err == nil || errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err := os.MkdirAll(p, 0o700); err != nil {
+			return nil, &hinted{fmt.Errorf("open store: %w", err), "is it read-only or full? --root DIR chooses another"}
+		}
+	}
+	return s, nil
+}
+
+// Root is the store's directory.
+func (s *Store) Root() string { return s.root }
+
+// ScratchDir is where disk-backed uppers lie while they live.
+func (s *Store) ScratchDir() string { return filepath.Join(s.root, "scratch") }
+
+// Path joins below the store's directory.
+func (s *Store) Path(parts ...string) string {
+	return filepath.Join(append([]string{s.root}, parts...)...)
+}
+
+// Lock takes the flock named name, shared or exclusive, and waits for it until
+// ctx ends. The kernel frees it when the process dies.
+func (s *Store) Lock(ctx context.Context, name string, exclusive bool) (release func(), err error) {
+	if strings.ContainsAny(name, "/\x00") || name == "" || name[0] == '.' {
+		return nil, fmt.Errorf("lock %q: not a plain name", name)
+	}
+	f, err := os.OpenFile(s.Path("locks", name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	how := unix.LOCK_SH
+	if exclusive {
+		how = unix.LOCK_EX
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %q: %w", name, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %q: %w", name, ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// ErrBusy is given where something is in use by a live sandbox or bake.
+var ErrBusy = errors.New("in use")
+
+// tryLock takes an exclusive lock or gives ErrBusy.
+func (s *Store) tryLock(name string) (func(), error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	release, err := s.Lock(ctx, name, true)
+	if errors.Is(err, context.Canceled) {
+		return nil, ErrBusy
+	}
+	return release, err
+}
+
+// TempDir makes a directory below tmp/ that belongs to this process until done
+// is called; after a crash GC removes it. It is on the store's file system.
+func (s *Store) TempDir(prefix string) (path string, done func() error, err error) {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	path = s.Path("tmp", prefix+"-"+hex.EncodeToString(b[:]))
+	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return "", nil, fmt.Errorf("make temporary directory: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return "", nil, fmt.Errorf("lock temporary directory: %w", err)
+	}
+	done = func() error {
+		err := removeTree(path)
+		return errors.Join(err, os.Remove(path+".lock"), lock.Close())
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("make temporary directory: %w", err), done())
+	}
+	return path, done, nil
+}
+
+// removeTree removes a tree that a workload may have written, also where it
+// took the permission to do so away from directories. os.RemoveAll goes by
+// descriptors and follows no link.
+func removeTree(path string) error { return os.RemoveAll(path) }
+
+// GC removes what crashed bakes left and says what.
+func (s *Store) GC(ctx context.Context) ([]string, error) {
+	var did []string
+	var errs []error
+	ents, err := os.ReadDir(s.Path("tmp"))
+	if err != nil {
+		return nil, fmt.Errorf("collect garbage: %w", err)
+	}
+	locked := map[string]bool{}
+	for _, e := range ents {
+		name, ok := strings.CutSuffix(e.Name(), ".lock")
+		if !ok {
+			continue
+		}
+		f, err := os.OpenFile(s.Path("tmp", e.Name()), os.O_RDWR, 0)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+			locked[name] = true
+			f.Close()
+			continue
+		}
+		errs = append(errs, removeTree(s.Path("tmp", name)), os.Remove(s.Path("tmp", e.Name())))
+		f.Close()
+		did = append(did, "removed unfinished work "+name)
+	}
+	for _, e := range ents {
+		if name := e.Name(); !strings.HasSuffix(name, ".lock") && !locked[name] {
+			if _, err := os.Stat(s.Path("tmp", name+".lock")); errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, removeTree(s.Path("tmp", name)))
+			}
+		}
+	}
+	return did, errors.Join(append(errs, ctx.Err())...)
+}
+
+// WriteFile publishes a small file atomically and durably.
+func (s *Store) WriteFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	f, err := os.CreateTemp(s.Path("tmp"), "file-")
+	if err != nil {
+		return fmt.Errorf("write %q: %w", path, err)
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write %q: %w", path, err), os.Remove(f.Name()))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// ---- manifests ----------------------------------------------------------
+
+// Entry is one path of a layer. Path is relative, without a leading "./".
+type Entry struct {
+	Path   string
+	Type   byte   // 'f', 'd', 'l'
+	Mode   uint32 // permission bits
+	Size   int64
+	Digest string // hex sha256 of a file's content
+	Link   string
+}
+
+// Manifest lists a layer's content, sorted by path.
+type Manifest struct{ Entries []Entry }
+
+// Encode gives one JSON array a line; paths are kept byte by byte.
+func (m *Manifest) Encode() []byte {
+	sort.Slice(m.Entries, func(i, j int) bool { return m.Entries[i].Path < m.Entries[j].Path })
+	var b bytes.Buffer
+	for _, e := range m.Entries {
+		line, err := json.Marshal([]any{[]byte(e.Path), string(e.Type), e.Mode, e.Size, e.Digest, []byte(e.Link)})
+		if err != nil {
+			panic(err) // plain values
+		}
+		b.Write(append(line, '\n'))
+	}
+	return b.Bytes()
+}
+
+// Digest identifies the content: "sha256:…".
+func (m *Manifest) Digest() string {
+	h := sha256.Sum256(m.Encode())
+	return "sha256:" + hex.EncodeToString(h[:])
+}
+
+// DecodeManifest reads what Encode gave and refuses anything else.
+func DecodeManifest(b []byte) (*Manifest, error) {
+	m := &Manifest{}
+	sc := bufio.NewScanner(bytes.NewReader(b))
+	sc.Buffer(nil, 1<<20)
+	for n := 1; sc.Scan(); n++ {
+		var path, link []byte
+		var typ string
+		e := Entry{}
+		if err := json.Unmarshal(sc.Bytes(), &[]any{&path, &typ, &e.Mode, &e.Size, &e.Digest, &link}); err != nil || len(typ) != 1 {
+			return nil, fmt.Errorf("decode manifest line %d: %w", n, errors.Join(errors.New("damaged"), err))
+		}
+		e.Path, e.Type, e.Link = string(path), typ[0], string(link)
+		if err := e.check(); err != nil {
+			return nil, fmt.Errorf("decode manifest line %d: %w", n, err)
+		}
+		m.Entries = append(m.Entries, e)
+	}
+	if err := sc.Err(); err != nil {
+		return nil, fmt.Errorf("decode manifest: %w", err)
+	}
+	return m, nil
+}
+
+func (e Entry) check() error {
+	if !filepath.IsLocal(e.Path) || filepath.Clean(e.Path) != e.Path || e.Path == "." || strings.IndexByte(e.Path, 0) >= 0 {
+		return fmt.Errorf("path %q leaves the layer", e.Path)
+	}
+	switch e.Type {
+	case 'd', 'l':
+	case 'f':
+		if b, err := hex.DecodeString(e.Digest); err != nil || len(b) != sha256.Size {
+			return fmt.Errorf("digest %q of %q is none", e.Digest, e.Path)
+		}
+	default:
+		return fmt.Errorf("type %q of %q is unknown", e.Type, e.Path)
+	}
+	return nil
+}
+
+// ---- objects ------------------------------------------------------------
+
+// layerTime is the mtime of everything in a layer: two bakes are equal.
+var layerTime = time.Unix(1577836800, 0) // 2020-01-01
+
+// objectPath is where a file's content lies. Files that are executable have
+// an object of their own: hard links share the mode.
+func (s *Store) objectPath(digest string, exec bool) string {
+	x := ""
+	if exec {
+		x = "x"
+	}
+	return s.Path("objects", digest[:2], digest[2:]+x)
+}
+
+// HasObject says whether the content is there.
+func (s *Store) HasObject(digest string, exec bool) bool {
+	_, err := os.Lstat(s.objectPath(digest, exec))
+	return err == nil
+}
+
+// OpenObject opens content for reading.
+func (s *Store) OpenObject(digest string, exec bool) (*os.File, error) {
+	return os.Open(s.objectPath(digest, exec))
+}
+
+// PutObject stores content and gives its digest and size.
+func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, err error) {
+	f, err := os.CreateTemp(s.Path("tmp"), "object-")
+	if err != nil {
+		return "", 0, fmt.Errorf("store object: %w", err)
+	}
+	defer os.Remove(f.Name()) // gone already when it was published
+	h := sha256.New()
+	size, err = io.Copy(io.MultiWriter(f, h), r)
+	if err != nil {
+		return "", 0, errors.Join(fmt.Errorf("store object: %w", err), f.Close())
+	}
+	digest = hex.EncodeToString(h.Sum(nil))
+	path := s.objectPath(digest, exec)
+	mode := os.FileMode(0o444)
+	if exec {
+		mode = 0o555
+	}
+	err = errors.Join(f.Chmod(mode), f.Close(), os.Chtimes(f.Name(), layerTime, layerTime))
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o700)
+	}
+	if err == nil {
+		// Link, not rename: a second writer of the same content must not
+		// replace an inode that layers link to.
+		if err = os.Link(f.Name(), path); errors.Is(err, os.ErrExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("store object: %w", err)
+	}
+	return digest, size, nil
+}
+
+// AddTree stores every file below dir and gives the manifest. It goes by
+// descriptors and follows no link: what is there may have been written by a
+// workload, which must be dead. skip leaves out a path and what is below it.
+func (s *Store) AddTree(ctx context.Context, dir *os.File, skip func(path string) bool) (*Manifest, error) {
+	m := &Manifest{}
+	err := s.addDir(ctx, dir, "", skip, m)
+	return m, err
+}
+
+func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, skip func(string) bool, m *Manifest) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("read %q: %w", prefix, err)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		path := filepath.Join(prefix, name)
+		if skip != nil && skip(path) {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("read %q: %w", path, err)
+		}
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFLNK:
+			buf := make([]byte, 4096)
+			n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+			if err != nil {
+				return fmt.Errorf("read link %q: %w", path, err)
+			}
+			m.Entries = append(m.Entries, Entry{Path: path, Type: 'l', Mode: 0o777, Link: string(buf[:n])})
+		case unix.S_IFDIR, unix.S_IFREG:
+			fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return fmt.Errorf("open %q: %w", path, err)
+			}
+			f := os.NewFile(uintptr(fd), path)
+			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				m.Entries = append(m.Entries, Entry{Path: path, Type: 'd', Mode: 0o755})
+				err = s.addDir(ctx, f, path, skip, m)
+			} else {
+				err = s.addFile(f, path, m)
+			}
+			f.Close()
+			if err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("add %q: neither file, directory nor link", path)
+		}
+	}
+	return nil
+}
+
+func (s *Store) addFile(f *os.File, path string, m *Manifest) error {
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("read %q: %w", path, err)
+	}
+	if !st.Mode().IsRegular() {
+		return fmt.Errorf("add %q: not a regular file", path)
+	}
+	if st.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0 {
+		return fmt.Errorf("add %q: set-id bit", path)
+	}
+	exec := st.Mode()&0o111 != 0
+	mode := uint32(0o444)
+	if exec {
+		mode = 0o555
+	}
+	d, n, err := s.PutObject(f, exec)
+	if err != nil {
+		return fmt.Errorf("add %q: %w", path, err)
+	}
+	m.Entries = append(m.Entries, Entry{Path: path, Type: 'f', Mode: mode, Size: n, Digest: d})
+	return nil
+}
+
+// ---- layers -------------------------------------------------------------
+
+func hexOf(digest string) (string, error) {
+	h, ok := strings.CutPrefix(digest, "sha256:")
+	if b, err := hex.DecodeString(h); !ok || err != nil || len(b) != sha256.Size {
+		return "", fmt.Errorf("digest %q: not sha256:<64 hex>", digest)
+	}
+	return h, nil
+}
+
+// PublishLayer makes the layer of a manifest out of hard links to objects.
+// Publishing what is there already does nothing; two at once are fine.
+func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err error) {
+	enc := m.Encode()
+	sum := sha256.Sum256(enc)
+	id := hex.EncodeToString(sum[:])
+	final := s.Path("layers", id)
+	if _, err := os.Stat(final); err == nil {
+		return filepath.Join(final, "root"), nil
+	}
+	tmp, done, err := s.TempDir("layer")
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	work := filepath.Join(tmp, "layer")
+	if err := os.MkdirAll(filepath.Join(work, "root"), 0o755); err != nil {
+		return "", fmt.Errorf("make layer: %w", err)
+	}
+	var dirs []string
+	for _, e := range m.Entries {
+		if err := ctx.Err(); err != nil {
+			return "", err
+		}
+		if err := e.check(); err != nil {
+			return "", fmt.Errorf("make layer: %w", err)
+		}
+		p := filepath.Join(work, "root", e.Path)
+		switch e.Type {
+		case 'd':
+			err = os.Mkdir(p, os.FileMode(e.Mode&0o777))
+			dirs = append(dirs, p)
+		case 'l':
+			if err = os.Symlink(e.Link, p); err == nil {
+				ts := unix.NsecToTimespec(layerTime.UnixNano())
+				err = unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+			}
+		case 'f':
+			err = s.linkObject(e, p)
+		}
+		if err != nil {
+			return "", fmt.Errorf("make layer: %w", err)
+		}
+	}
+	dirs = append(dirs, filepath.Join(work, "root"))
+	for i := len(dirs) - 1; i >= 0; i-- {
+		if err := errors.Join(os.Chmod(dirs[i], 0o755), os.Chtimes(dirs[i], layerTime, layerTime)); err != nil {
+			return "", fmt.Errorf("make layer: %w", err)
+		}
+	}
+	if err := s.WriteFile(filepath.Join(work, "manifest"), enc); err != nil {
+		return "", err
+	}
+	// One flush for thousands of files: what the rename publishes is on disk.
+	d, err := os.Open(work)
+	if err != nil {
+		return "", fmt.Errorf("make layer: %w", err)
+	}
+	err = unix.Syncfs(int(d.Fd()))
+	d.Close()
+	if err != nil {
+		return "", fmt.Errorf("sync layer: %w", err)
+	}
+	if err := os.Rename(work, final); err != nil {
+		if _, serr := os.Stat(final); serr == nil {
+			return filepath.Join(final, "root"), nil // another was first
+		}
+		return "", fmt.Errorf("publish layer: %w", err)
+	}
+	return filepath.Join(final, "root"), syncDir(s.Path("layers"))
+}
+
+// linkObject links a file of a layer to its content. Empty files are never
+// shared: they gain nothing and reach the file system's limit of links first.
+func (s *Store) linkObject(e Entry, p string) error {
+	obj := s.objectPath(e.Digest, e.Mode&0o111 != 0)
+	err := error(unix.EMLINK)
+	if e.Size > 0 {
+		err = os.Link(obj, p)
+	}
+	if !errors.Is(err, unix.EMLINK) {
+		return err
+	}
+	src, err := os.Open(obj)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Chmod(os.FileMode(e.Mode&0o777)), dst.Close(), os.Chtimes(p, layerTime, layerTime))
+}
+
+// Layer gives a layer's directory and manifest.
+func (s *Store) Layer(digest string) (path string, m *Manifest, err error) {
+	id, err := hexOf(digest)
+	if err != nil {
+		return "", nil, err
+	}
+	b, err := os.ReadFile(s.Path("layers", id, "manifest"))
+	if err != nil {
+		return "", nil, fmt.Errorf("open layer: %w", err)
+	}
+	m, err = DecodeManifest(b)
+	return s.Path("layers", id, "root"), m, err
+}
+
+// LayerPath gives a layer's directory after a look whether it is there.
+func (s *Store) LayerPath(digest string) (string, error) {
+	id, err := hexOf(digest)
+	if err != nil {
+		return "", err
+	}
+	p := s.Path("layers", id, "root")
+	if _, err := os.Stat(p); err != nil {
+		return "", fmt.Errorf("open layer: %w", err)
+	}
+	return p, nil
+}
+
+// Layers lists the digests of all layers.
+func (s *Store) Layers() ([]string, error) {
+	ents, err := os.ReadDir(s.Path("layers"))
+	if err != nil {
+		return nil, fmt.Errorf("list layers: %w", err)
+	}
+	var out []string
+	for _, e := range ents {
+		out = append(out, "sha256:"+e.Name())
+	}
+	return out, nil
+}
+
+// RemoveLayer removes a layer that no live sandbox uses, else ErrBusy.
+func (s *Store) RemoveLayer(digest string) error {
+	id, err := hexOf(digest)
+	if err != nil {
+		return err
+	}
+	release, err := s.tryLock("layer-" + id)
+	if err != nil {
+		return fmt.Errorf("remove layer %q: %w", digest, err)
+	}
+	defer release()
+	tmp, done, err := s.TempDir("removed")
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(s.Path("layers", id), filepath.Join(tmp, "layer")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errors.Join(fmt.Errorf("remove layer: %w", err), done())
+	}
+	return done()
+}
+
+// Damage is one thing that is not as the manifest says.
+type Damage struct {
+	Path    string `json:"path"`
+	Problem string `json:"problem"`
+}
+
+// VerifyLayer reads a whole layer and compares it with its manifest, and the
+// manifest with the digest.
+func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error) {
+	root, m, err := s.Layer(digest)
+	if err != nil {
+		return nil, err
+	}
+	var out []Damage
+	bad := func(path, format string, a ...any) { out = append(out, Damage{path, fmt.Sprintf(format, a...)}) }
+	if got := m.Digest(); got != digest {
+		bad("manifest", "its digest is %s", got)
+	}
+	want := map[string]bool{}
+	for _, e := range m.Entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		want[e.Path] = true
+		p := filepath.Join(root, e.Path)
+		st, err := os.Lstat(p)
+		if err != nil {
+			bad(e.Path, "missing")
+			continue
+		}
+		switch {
+		case e.Type == 'd' && !st.IsDir(), e.Type == 'l' && st.Mode()&os.ModeSymlink == 0, e.Type == 'f' && !st.Mode().IsRegular():
+			bad(e.Path, "is another kind of file now")
+			continue
+		}
+		if e.Type == 'l' {
+			if l, err := os.Readlink(p); err != nil || l != e.Link {
+				bad(e.Path, "links to %q, not %q", l, e.Link)
+			}
+			continue
+		}
+		if got := uint32(st.Mode().Perm()); got != e.Mode {
+			bad(e.Path, "mode is %o, not %o", got, e.Mode)
+		}
+		if e.Type != 'f' {
+			continue
+		}
+		got, err := fileDigest(p)
+		if err != nil {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+		if got != e.Digest {
+			bad(e.Path, "content changed: sha256 %s, not %s", got, e.Digest)
+		}
+	}
+	err = filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
+		if rel, _ := filepath.Rel(root, p); err == nil && rel != "." && !want[rel] {
+			bad(rel, "is not in the manifest")
+		}
+		return err
+	})
+	return out, err
+}
+
+func fileDigest(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// PruneObjects removes content that no layer links to. Bakes hold the lock
+// "objects" shared while theirs is not yet in a layer.
+func (s *Store) PruneObjects(ctx context.Context) (freedBytes int64, n int, err error) {
+	release, err := s.tryLock("objects")
+	if err != nil {
+		return 0, 0, fmt.Errorf("prune objects: a bake is running: %w", err)
+	}
+	defer release()
+	err = filepath.WalkDir(s.Path("objects"), func(p string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return errors.Join(err, ctx.Err())
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return fmt.Errorf("prune objects: %w", err)
+		}
+		if st.Nlink == 1 {
+			freedBytes += st.Blocks * 512
+			n++
+			return os.Remove(p)
+		}
+		return nil
+	})
+	return freedBytes, n, err
+}
