@@ -1,7 +1,9 @@
 # sbxrun. `make help` lists what there is; `make demo` and `make test` need nothing else first.
 
 GO      ?= go
-CC      ?= gcc
+ifeq ($(origin CC),default)
+CC      := gcc
+endif
 PREFIX  ?= /usr/local
 DESTDIR ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
@@ -29,11 +31,11 @@ help: ## show this list
 setup: ## install what is missing (Debian, Ubuntu; as root) and check Go's version
 	@scripts/setup.sh
 
-# The sandbox's pid 1: freestanding C, no libc, one page; embedded by go:embed.
-$(init): runtime/pid1/init/init.c
+# The sandbox's pid 1: freestanding C, no libc; embedded by go:embed.
+$(init): $(wildcard runtime/pid1/init/*.c runtime/pid1/init/*.h)
 	$(CC) -std=gnu11 -Os -Wall -Wextra -Werror -static -nostdlib -ffreestanding -fno-stack-protector \
-		-fno-asynchronous-unwind-tables -fno-pie -no-pie -Wl,--build-id=none \
-		-Wl,-z,noexecstack -Wl,-z,norelro -Wl,-z,noseparate-code -s -o $@.tmp runtime/pid1/init/init.c
+		-fno-asynchronous-unwind-tables -fno-pie -no-pie -fno-tree-loop-distribute-patterns \
+		-Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,norelro -s -o $@.tmp runtime/pid1/init/init.c
 	mv $@.tmp $@
 
 init: $(init) ## build runtime/pid1/init.bin, the sandbox's pid 1

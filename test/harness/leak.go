@@ -25,6 +25,9 @@ func look() world {
 	return w
 }
 
+// stageDir is where every sandbox's root is assembled, whatever its state folder.
+const stageDir = "/run/sbxrun"
+
 // LeakGrace is how long the kernel and sbxrun's own clean-up may take after
 // sbxrun ended, at most, before a find is a leak.
 const LeakGrace = 3 * time.Second
@@ -86,12 +89,21 @@ func (s *Sbx) Leaks() []string {
 			add("network link %s", l)
 		}
 	}
-	_ = filepath.WalkDir(s.State, func(p string, d fs.DirEntry, err error) error {
-		if err == nil && p != s.State && (mentions(d.Name(), ids...) || mentions(p, "/sandboxes/")) {
-			add("state %s", p)
+	// Live sandboxes hold a slot and, when they have one, a name.
+	for _, dir := range []string{"slots", "names"} {
+		ents, _ := os.ReadDir(filepath.Join(s.State, dir))
+		for _, e := range ents {
+			add("state %s/%s", dir, e.Name())
 		}
-		return nil
-	})
+	}
+	for _, dir := range []string{s.State, stageDir, filepath.Join(s.Root, "scratch")} {
+		_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err == nil && mentions(d.Name(), ids...) {
+				add("file %s", p)
+			}
+			return nil
+		})
+	}
 	return found
 }
 
@@ -150,4 +162,16 @@ func Processes(id string) []int {
 		}
 	}
 	return pids
+}
+
+// Count counts the host's processes whose NUL-separated command line contains
+// part.
+func Count(part string) int {
+	n := 0
+	for _, p := range processes() {
+		if strings.Contains(p.cmdline, part) {
+			n++
+		}
+	}
+	return n
 }

@@ -277,7 +277,17 @@ static void facts(void) {
 	if (f) fclose(f);
 }
 
+static void tidy(void) {
+	static const char *files[] = {"suid", "suid2", "suid3", "sgid", "sgiddir", "mem", "blk"};
+	for (unsigned i = 0; i < sizeof files / sizeof *files; i++) {
+		char path[64];
+		snprintf(path, sizeof path, "/tmp/%s", files[i]);
+		remove(path);
+	}
+}
+
 int main(void) {
+	tidy();
 	facts();
 	for (unsigned i = 0; i < sizeof attacks / sizeof *attacks; i++) {
 		fflush(stdout);
@@ -296,6 +306,7 @@ int main(void) {
 		else
 			printf("%s %s\n", attacks[i].name, strerrorname_np(WEXITSTATUS(status)));
 	}
+	tidy();
 	puts("done");
 	return 0;
 }
