@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -145,7 +146,12 @@ func (t *terminal) startGuard() error {
 	cmd.Stdin = t.io.Stdin
 	cmd.ExtraFiles = []*os.File{r}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	// The state to restore travels in the pipe, ahead of raw mode.
+	err = binary.Write(w, binary.NativeEndian, t.saved)
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		w.Close()
 		return &Error{Op: "start terminal guard", Stage: "launch", Err: err}
 	}
@@ -154,18 +160,18 @@ func (t *terminal) startGuard() error {
 }
 
 // TTYGuard is the guard's main: it returns false at once in any other process.
-// The state to restore is the one it finds: it starts before raw mode.
 func TTYGuard(args []string) bool {
 	if len(args) == 0 || args[0] != ttyGuardName {
 		return false
 	}
-	saved, err := unix.IoctlGetTermios(0, unix.TCGETS)
-	if err != nil {
+	var saved unix.Termios
+	pipe := os.NewFile(3, "supervisor")
+	if err := binary.Read(pipe, binary.NativeEndian, &saved); err != nil {
 		return true
 	}
-	var b [1]byte
-	if n, _ := unix.Read(3, b[:]); n == 0 {
-		_ = unix.IoctlSetTermios(0, unix.TCSETS, saved)
+	// One byte: all is well. End of file: the supervisor was killed.
+	if n, _ := pipe.Read(make([]byte, 1)); n == 0 {
+		_ = unix.IoctlSetTermios(0, unix.TCSETS, &saved)
 	}
 	return true
 }

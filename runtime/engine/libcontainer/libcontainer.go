@@ -15,6 +15,7 @@ import (
 	"os"
 
 	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // the writer of device rules
 	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -90,10 +91,10 @@ func config(l *engine.Launch, netns *os.File) *configs.Config {
 			{Type: configs.NEWUSER}, {Type: configs.NEWNS}, {Type: configs.NEWPID},
 			{Type: configs.NEWIPC}, {Type: configs.NEWUTS}, {Type: configs.NEWCGROUP}, {Type: configs.NEWTIME},
 		},
-		Cgroups: &cgroups.Cgroup{
-			Path:      l.CgroupPath,
-			Resources: &cgroups.Resources{SkipDevices: true}, // nodev and the user namespace bar devices
-		},
+		Cgroups: &cgroups.Cgroup{Path: l.CgroupPath, Resources: &cgroups.Resources{
+			// Beside nodev and the user namespace: deny all, then what is in /dev.
+			Devices: []*devices.Rule{{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm"}},
+		}},
 	}
 	switch l.NetNS {
 	case "":
@@ -113,10 +114,19 @@ func config(l *engine.Launch, netns *os.File) *configs.Config {
 		path         string
 		major, minor int64
 	}{{"/dev/null", 1, 3}, {"/dev/zero", 1, 5}, {"/dev/full", 1, 7}, {"/dev/random", 1, 8}, {"/dev/urandom", 1, 9}, {"/dev/tty", 5, 0}} {
-		c.Devices = append(c.Devices, &devices.Device{
+		dev := &devices.Device{
 			Path: d.path, FileMode: 0o666,
-			Rule: devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: d.minor, Permissions: "rwm", Allow: true},
-		})
+			Rule: devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: d.minor, Permissions: "rw", Allow: true},
+		}
+		c.Devices = append(c.Devices, dev)
+		c.Cgroups.Resources.Devices = append(c.Cgroups.Resources.Devices, &dev.Rule)
+	}
+	// The sandbox's own terminals: ptmx and the pts that it makes.
+	for _, r := range []devices.Rule{
+		{Type: devices.CharDevice, Major: 5, Minor: 2, Permissions: "rw", Allow: true},
+		{Type: devices.CharDevice, Major: 136, Minor: devices.Wildcard, Permissions: "rw", Allow: true},
+	} {
+		c.Cgroups.Resources.Devices = append(c.Cgroups.Resources.Devices, &r)
 	}
 	return c
 }
