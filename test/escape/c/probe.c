@@ -49,8 +49,18 @@ static int put(const char *path, const char *text) {
 
 // --- host files
 static int read_shadow(void) { return file("/etc/shadow", O_RDONLY); }
-static int read_root_home(void) { return file("/root", O_RDONLY | O_DIRECTORY); }
-static int read_home(void) { DIR *d = opendir("/home"); if (!d) return errno; int n = 0; struct dirent *e; while ((e = readdir(d))) if (e->d_name[0] != '.' && strcmp(e->d_name, "user") && strcmp(e->d_name, "sandbox")) n++; return n ? 0 : ENOENT; }
+// An empty folder of that name is no leak.
+static int listed(const char *path, const char *but) {
+	DIR *d = opendir(path);
+	if (!d) return errno;
+	struct dirent *e;
+	while ((e = readdir(d)))
+		if (e->d_name[0] != '.' || (e->d_name[1] && strcmp(e->d_name, "..")))
+			if (strcmp(e->d_name, but)) return 0;
+	return ENOENT;
+}
+static int read_root_home(void) { return listed("/root", ""); }
+static int read_home(void) { return listed("/home", "sandbox"); }
 static int read_var_lib(void) { return file("/var/lib/sbxrun", O_RDONLY | O_DIRECTORY); }
 static int read_run_state(void) { return file("/run/sbxrun", O_RDONLY | O_DIRECTORY); }
 static int write_usr(void) { return err(open("/usr/bin/sbx-probe", O_WRONLY | O_CREAT | O_CLOEXEC, 0755)); }
@@ -62,14 +72,31 @@ static int w_core_pattern(void) { return put("/proc/sys/kernel/core_pattern", "|
 static int w_hostname_sysctl(void) { return put("/proc/sys/kernel/hostname", "x"); }
 static int w_ip_forward(void) { return put("/proc/sys/net/ipv4/ip_forward", "1"); }
 static int w_sysrq(void) { return put("/proc/sysrq-trigger", "h"); }
-static int r_kcore(void) { return file("/proc/kcore", O_RDONLY); }
+static int has_bytes(const char *path) { // a mask may open, but reads as empty
+	char b[16];
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0) return errno;
+	ssize_t n = read(fd, b, sizeof b);
+	return n > 0 ? 0 : n < 0 ? errno : ENOENT;
+}
+static int r_kcore(void) { return has_bytes("/proc/kcore"); }
 static int r_kallsyms(void) { char b[64] = ""; int fd = open("/proc/kallsyms", O_RDONLY); if (fd < 0) return errno; ssize_t n = read(fd, b, 16); return n == 16 && strncmp(b, "0000000000000000", 16) ? 0 : EPERM; }
-static int r_kmsg(void) { return file("/proc/kmsg", O_RDONLY); }
+static int r_kmsg(void) { return has_bytes("/proc/kmsg"); }
 static int r_dev_mem(void) { return file("/dev/mem", O_RDONLY); }
 static int r_dev_kmsg(void) { return file("/dev/kmsg", O_RDONLY); }
 static int r_sysfs(void) { return file("/sys/kernel", O_RDONLY | O_DIRECTORY); }
 static int r_cgroupfs(void) { return file("/sys/fs/cgroup", O_RDONLY | O_DIRECTORY); }
-static int pid1_fd(void) { return file("/proc/1/fd", O_RDONLY | O_DIRECTORY); }       // CVE-2016-9962
+static int pid1_fd(void) { // CVE-2016-9962
+	int last = ENOENT;
+	for (int i = 0; i < 16; i++) {
+		char path[32];
+		snprintf(path, sizeof path, "/proc/1/fd/%d", i);
+		int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+		if (fd >= 0) return 0;
+		if (errno != ENOENT) last = errno;
+	}
+	return last;
+}
 static int pid1_root(void) { return file("/proc/1/root", O_RDONLY | O_DIRECTORY); }
 static int pid1_exe(void) { return file("/proc/1/exe", O_RDONLY); }                   // CVE-2019-5736
 static int pid1_mem(void) { return file("/proc/1/mem", O_RDWR); }
@@ -114,7 +141,12 @@ static int do_setgroups(void) { gid_t g = 0; return err(syscall(SYS_setgroups, 1
 static int chmod_setuid(void) { int fd = open("/tmp/suid", O_CREAT | O_WRONLY | O_CLOEXEC, 0755); if (fd < 0) return errno; close(fd); return err(chmod("/tmp/suid", 04755)); }
 static int fchmod_setgid(void) { int fd = open("/tmp/sgid", O_CREAT | O_WRONLY | O_CLOEXEC, 0755); if (fd < 0) return errno; return err(fchmod(fd, 02755)); }
 static int open_setuid(void) { return err(open("/tmp/suid2", O_CREAT | O_WRONLY | O_CLOEXEC, 04755)); }
-static int mkdir_setgid(void) { return err(mkdir("/tmp/sgiddir", 02755)); }
+// mkdir(2) itself drops the bit; a file system that kept it would be a hole.
+static int mkdir_setgid(void) {
+	struct stat st;
+	if (mkdir("/tmp/sgiddir", 02755) || stat("/tmp/sgiddir", &st)) return errno;
+	return st.st_mode & S_ISGID ? 0 : EPERM;
+}
 static int openat2_setuid(void) { uint64_t how[3] = {O_CREAT | O_WRONLY, 04755, 0}; return err(syscall(SYS_openat2, AT_FDCWD, "/tmp/suid3", how, sizeof how)); }
 static int mknod_mem(void) { return err(mknod("/tmp/mem", S_IFCHR | 0600, makedev(1, 1))); }
 static int mknod_block(void) { return err(mknod("/tmp/blk", S_IFBLK | 0600, makedev(254, 0))); }
