@@ -14,7 +14,7 @@ TEST_FLAGS   ?=
 FUZZTIME     ?= 20s
 GOLANGCI_VERSION := v2.15.0
 
-export GOFLAGS := -trimpath -buildvcs=false
+export GOFLAGS := $(strip $(GOFLAGS) -trimpath -buildvcs=false)
 LDFLAGS := -s -w
 init    := runtime/pid1/init.bin
 gofiles  = $(shell git ls-files -co --exclude-standard -- '*.go' 2>/dev/null)
