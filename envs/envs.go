@@ -1,0 +1,423 @@
+// Package envs turns a recipe (a requirements file, a lock) into a baked
+// environment: a layer of the store with a virtual environment at /opt/env.
+//
+//	recipe → lock (hashed) → key → layer (content digest)
+//
+// Resolving and baking run in sandboxes: the package declares the Runner it
+// needs and must never know how one is made. The way of a second run is files
+// only: no process, no Python, no resolver.
+package envs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/sbxrun/sbxrun/rootfs"
+)
+
+// EnvDir is where an environment lies inside a sandbox.
+const EnvDir = "/opt/env"
+
+// schema changes when the same recipe would be baked differently.
+const schema = "1"
+
+// Runner runs a job in a sandbox of its own.
+type Runner interface {
+	Run(ctx context.Context, job Job) (JobResult, error)
+}
+
+// Job is one step of a bake.
+type Job struct {
+	Name       string
+	Argv, Env  []string
+	Dir        string
+	Base       rootfs.Base
+	Binds      []JobBind
+	AllowHosts []string // host or host:port; empty is no network
+	Stdout     io.Writer
+	Stderr     io.Writer
+	Timeout    time.Duration // 0 is none
+}
+
+// JobBind shows a host path. What the job writes there belongs to root on the host.
+type JobBind struct {
+	Source, Target string
+	ReadOnly       bool
+}
+
+// JobResult is how a job ended.
+type JobResult struct {
+	ExitCode int
+	Reason   string
+	Message  string
+	Denied   []string // hosts that the network policy refused
+}
+
+// Progress hears of long work. Phase names are resolve, download, install,
+// compile, publish, tool.
+type Progress interface {
+	Phase(name, detail string)
+	Done()
+}
+
+type silent struct{}
+
+func (silent) Phase(string, string) {}
+func (silent) Done()                {}
+
+// Error is a failure with a hint.
+type Error struct {
+	Msg, Tip string
+	Err      error
+}
+
+func (e *Error) Error() string { return e.Msg }
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Hint says what to do.
+func (e *Error) Hint() string { return e.Tip }
+
+func fail(hint, format string, a ...any) error {
+	return &Error{Msg: fmt.Sprintf(format, a...), Tip: hint}
+}
+
+// Recipe is what an environment is made from. The zero value of every field
+// but File is the default.
+type Recipe struct {
+	File               string // requirements.txt or pylock.toml, by content
+	Name               string // a name for it, "" is none
+	Base               rootfs.Base
+	Python             string // "3.12" or a path in the base; "" is its python3
+	SystemSitePackages bool
+	AllowBuild         bool     // build source distributions, in a sandbox
+	Hooks              []string // shell commands run after the install, in a sandbox, with the environment writable
+	Env                []string // KEY=VALUE of whoever uses the environment
+	IndexURL           string   // "" is the resolver's configuration
+	ExcludeNewer       string   // a date: nothing published later
+	Refresh            bool     // resolve anew
+}
+
+// Package is one installed distribution.
+type Package struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// Env is a baked environment.
+type Env struct {
+	Key       string    `json:"key"`
+	Digest    string    `json:"digest"`
+	Names     []string  `json:"names,omitempty"`
+	Base      string    `json:"base"`
+	Python    string    `json:"python"`
+	Tool      string    `json:"tool"`
+	Vars      []string  `json:"env"`
+	Packages  []Package `json:"packages"`
+	SizeBytes int64     `json:"size_bytes"`
+	Files     int       `json:"files"`
+	CreatedAt time.Time `json:"created_at"`
+	Lock      string    `json:"lock"` // digest of the lock
+	Path      string    `json:"-"`    // the layer's directory
+}
+
+// PathPrefix is put before PATH.
+func (e *Env) PathPrefix() []string { return []string{EnvDir + "/bin"} }
+
+// Options of a Manager.
+type Options struct {
+	Runner   Runner
+	Progress Progress
+}
+
+// Manager makes and keeps environments in a store.
+type Manager struct {
+	store    *rootfs.Store
+	runner   Runner
+	progress Progress
+}
+
+// Open gives a Manager over a store.
+func Open(store *rootfs.Store, o Options) *Manager {
+	m := &Manager{store: store, runner: o.Runner, progress: o.Progress}
+	if m.progress == nil {
+		m.progress = silent{}
+	}
+	return m
+}
+
+// Phases are the times of Ensure in milliseconds.
+type Phases map[string]float64
+
+func (p Phases) add(name string, since time.Time) {
+	p[name] += float64(time.Since(since).Microseconds()) / 1000
+}
+
+func digestOf(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s\n", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Ensure gives the environment of a recipe and bakes it if it is not there.
+func (m *Manager) Ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
+	ph := Phases{}
+	defer m.progress.Done()
+	start := time.Now()
+	in, err := readInput(r.File)
+	if err != nil {
+		return nil, ph, err
+	}
+	py, err := findPython(r.Base, r.Python)
+	if err != nil {
+		return nil, ph, err
+	}
+	lock, err := m.lock(ctx, r, in, py)
+	ph.add("resolve", start)
+	if err != nil {
+		return nil, ph, err
+	}
+	start = time.Now()
+	key := m.key(r, lock, py)
+	env, err := m.load(key)
+	if err == nil {
+		err = m.addName(r.Name, env)
+		ph.add("bake", start)
+		return env, ph, err
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, ph, err
+	}
+	release, err := m.store.Lock(ctx, "env-"+key, true)
+	if err != nil {
+		return nil, ph, err
+	}
+	defer release()
+	if env, err = m.load(key); errors.Is(err, os.ErrNotExist) { // else another baked it while we waited
+		env, err = m.bake(ctx, r, lock, py, key)
+	}
+	if err == nil {
+		err = m.addName(r.Name, env)
+	}
+	ph.add("bake", start)
+	if err != nil {
+		return nil, ph, err
+	}
+	return env, ph, nil
+}
+
+// key is the digest of everything that a bake depends on.
+func (m *Manager) key(r Recipe, lock *lock, py python) string {
+	parts := []string{schema, "venv", lock.digest(), py.key(r.Base), EnvDir, "unchecked-hash",
+		fmt.Sprint(r.SystemSitePackages, r.AllowBuild), "hooks"}
+	parts = append(append(append(parts, r.Hooks...), "env"), r.Env...)
+	return digestOf(parts...)
+}
+
+func (m *Manager) recordPath(key string) string { return m.store.Path("envs", key+".json") }
+
+// load reads an environment's record. Its layer must be there: a record
+// without one is as none.
+func (m *Manager) load(key string) (*Env, error) {
+	b, err := os.ReadFile(m.recordPath(key))
+	if err != nil {
+		return nil, err
+	}
+	var e Env
+	if err := json.Unmarshal(b, &e); err != nil || e.Key != key {
+		return nil, fmt.Errorf("read environment %q: %w", key, os.ErrNotExist) // damaged: baked anew
+	}
+	if e.Path, err = m.store.LayerPath(e.Digest); err != nil {
+		return nil, err
+	}
+	return &e, nil
+}
+
+func (m *Manager) save(e *Env) error {
+	b, err := json.MarshalIndent(e, "", "  ")
+	if err != nil {
+		return err
+	}
+	return m.store.WriteFile(m.recordPath(e.Key), b)
+}
+
+func checkName(name string) error {
+	if name == "" || len(name) > 64 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != "" || name[0] == '.' || name[0] == '-' {
+		return fail("letters, digits, dot, dash and underscore, at most 64", "environment name %q: not a plain name", name)
+	}
+	return nil
+}
+
+func (m *Manager) addName(name string, e *Env) error {
+	if name == "" {
+		return nil
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	return m.store.WriteFile(m.store.Path("envs", "names", name), []byte(e.Key+"\n"))
+}
+
+// List gives all environments, oldest first.
+func (m *Manager) List() ([]*Env, error) {
+	names := map[string][]string{}
+	ents, _ := os.ReadDir(m.store.Path("envs", "names"))
+	for _, e := range ents {
+		if b, err := os.ReadFile(m.store.Path("envs", "names", e.Name())); err == nil {
+			k := strings.TrimSpace(string(b))
+			names[k] = append(names[k], e.Name())
+		}
+	}
+	ents, err := os.ReadDir(m.store.Path("envs"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list environments: %w", err)
+	}
+	var out []*Env
+	for _, de := range ents {
+		key, ok := strings.CutSuffix(de.Name(), ".json")
+		if !ok {
+			continue
+		}
+		e, err := m.load(key)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		e.Names = names[key]
+		out = append(out, e)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].CreatedAt.Before(out[j].CreatedAt) })
+	return out, nil
+}
+
+// Get finds an environment by name, or by the beginning (8 digits or more) of
+// its key or content digest.
+func (m *Manager) Get(ref string) (*Env, error) {
+	if b, err := os.ReadFile(m.store.Path("envs", "names", filepath.Base("/"+ref))); err == nil && checkName(ref) == nil {
+		e, err := m.load(strings.TrimSpace(string(b)))
+		if err == nil {
+			e.Names = []string{ref}
+			return e, nil
+		}
+		return nil, fail("bake it again: sbxrun env build --name "+ref, "environment %q: its layer is gone", ref)
+	}
+	hexRef := strings.TrimPrefix(ref, "sha256:")
+	all, err := m.List()
+	if err != nil {
+		return nil, err
+	}
+	var found []*Env
+	for _, e := range all {
+		if len(hexRef) >= 8 && (strings.HasPrefix(e.Key, hexRef) || strings.HasPrefix(strings.TrimPrefix(e.Digest, "sha256:"), hexRef)) {
+			found = append(found, e)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return nil, fail("sbxrun env list shows what there is", "environment %q: not found", ref)
+	}
+	return nil, fail("give more digits", "environment %q: several match", ref)
+}
+
+// Remove forgets an environment and removes its layer, unless another
+// environment has the same content. One that a live sandbox uses stays.
+func (m *Manager) Remove(ref string) error {
+	e, err := m.Get(ref)
+	if err != nil {
+		return err
+	}
+	all, err := m.List()
+	if err != nil {
+		return err
+	}
+	shared := false
+	for _, o := range all {
+		shared = shared || o.Key != e.Key && o.Digest == e.Digest
+	}
+	if !shared {
+		if err := m.store.RemoveLayer(e.Digest); err != nil {
+			if errors.Is(err, rootfs.ErrBusy) {
+				return &Error{Msg: fmt.Sprintf("remove environment %q: a live sandbox uses it", ref), Tip: "wait for its end", Err: err}
+			}
+			return err
+		}
+	}
+	ents, _ := os.ReadDir(m.store.Path("envs", "names"))
+	for _, de := range ents {
+		p := m.store.Path("envs", "names", de.Name())
+		if b, err := os.ReadFile(p); err == nil && strings.TrimSpace(string(b)) == e.Key {
+			if err := os.Remove(p); err != nil {
+				return fmt.Errorf("remove environment: %w", err)
+			}
+		}
+	}
+	return os.Remove(m.recordPath(e.Key))
+}
+
+// Prune removes environments without a name that are older than age, and then
+// content that nothing uses. It returns what it removed and freed.
+func (m *Manager) Prune(ctx context.Context, age time.Duration, named bool) (removed []string, freedBytes int64, err error) {
+	all, err := m.List()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, e := range all {
+		if len(e.Names) > 0 && !named || time.Since(e.CreatedAt) < age {
+			continue
+		}
+		if err := m.Remove(e.Key); err != nil {
+			if errors.Is(err, rootfs.ErrBusy) {
+				continue
+			}
+			return removed, 0, err
+		}
+		removed = append(removed, e.Key)
+	}
+	freedBytes, _, err = m.store.PruneObjects(ctx)
+	return removed, freedBytes, err
+}
+
+// Verify reads an environment's every byte and says what changed.
+func (m *Manager) Verify(ctx context.Context, ref string) (*Env, []rootfs.Damage, error) {
+	e, err := m.Get(ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := m.store.VerifyLayer(ctx, e.Digest)
+	return e, d, err
+}
+
+// Lock gives the hashed lock of a recipe.
+func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
+	defer m.progress.Done()
+	in, err := readInput(r.File)
+	if err != nil {
+		return nil, err
+	}
+	py, err := findPython(r.Base, r.Python)
+	if err != nil {
+		return nil, err
+	}
+	l, err := m.lock(ctx, r, in, py)
+	if err != nil {
+		return nil, err
+	}
+	return l.text, nil
+}

@@ -1,0 +1,249 @@
+package envs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// input is a recipe's file with all that it includes.
+type input struct {
+	kind  string // "requirements" or "pylock"
+	files []inputFile
+	reqs  []requirement
+	opts  []string // index lines: --index-url X, --extra-index-url X, …
+}
+
+// inputFile is one file; name is relative to a common directory, so that
+// includes keep working where the files are copied.
+type inputFile struct {
+	name string
+	data []byte
+}
+
+// requirement is one logical line.
+type requirement struct {
+	name, version string // version is set for == pins only
+	marker        bool
+	hashes        []string
+	constraint    bool
+	file          string
+	line          int
+}
+
+const maxInputBytes = 16 << 20
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &Error{Msg: fmt.Sprintf("read %q: %v", path, errors.Unwrap(err)), Err: err, Tip: "-r takes a requirements.txt or a pylock.toml"}
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() {
+		return nil, fail("-r takes a requirements.txt or a pylock.toml", "read %q: not a regular file", path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxInputBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w", path, err)
+	}
+	if len(b) > maxInputBytes {
+		return nil, fail("", "read %q: more than %d bytes", path, maxInputBytes)
+	}
+	if bytes.IndexByte(b, 0) >= 0 {
+		return nil, fail("is it a text file?", "read %q: it holds NUL bytes", path)
+	}
+	return bytes.TrimPrefix(b, []byte("\xef\xbb\xbf")), nil
+}
+
+var pylockMark = regexp.MustCompile(`(?m)^\s*lock-version\s*=`)
+
+// readInput reads the file and detects its kind by its content.
+func readInput(path string) (*input, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w", path, err)
+	}
+	b, err := readFile(abs)
+	if err != nil {
+		return nil, err
+	}
+	if pylockMark.Match(b) && bytes.Contains(b, []byte("[[packages]]")) {
+		return &input{kind: "pylock", files: []inputFile{{"pylock.toml", b}}}, nil
+	}
+	for mark, what := range map[string]string{"[[package]]": "a uv.lock or poetry.lock", "[project]": "a pyproject.toml", "@EXPLICIT": "an explicit conda list"} {
+		for _, line := range bytes.Split(b, []byte("\n")) {
+			if strings.TrimSpace(string(line)) == mark {
+				return nil, fail("export it: uv export --frozen --no-emit-project > requirements.txt", "read %q: it looks like %s, which this version cannot bake", path, what)
+			}
+		}
+	}
+	in := &input{kind: "requirements"}
+	if err := in.add(abs, b, filepath.Dir(abs), false, map[string]bool{}, 0); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+var (
+	reqLine  = regexp.MustCompile(`^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*(.*)$`)
+	exactPin = regexp.MustCompile(`^={2,3}\s*([^\s,;*]+)\s*(;.*)?$`)
+	hashOpt  = regexp.MustCompile(`\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)`)
+	envVar   = regexp.MustCompile(`\$\{[A-Z0-9_]+\}`)
+)
+
+// add parses one file. top is the directory that all names are relative to.
+func (in *input) add(path string, data []byte, top string, constraint bool, seen map[string]bool, depth int) error {
+	if seen[path] {
+		return nil
+	}
+	seen[path] = true
+	if depth > 16 || len(seen) > 64 {
+		return fail("", "read %q: includes are nested too deeply", path)
+	}
+	name, err := filepath.Rel(top, path)
+	if err != nil || !filepath.IsLocal(name) {
+		return fail("move it beside the first file, or below", "read %q: an included file must not lie above the first one", path)
+	}
+	in.files = append(in.files, inputFile{name, data})
+
+	lines := strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n")
+	for i := 0; i < len(lines); i++ {
+		at := i + 1
+		line := lines[i]
+		for strings.HasSuffix(line, "\\") && i+1 < len(lines) {
+			i++
+			line = strings.TrimSuffix(line, "\\") + " " + lines[i]
+		}
+		if j := strings.Index(" "+line, " #"); j >= 0 {
+			line = line[:j]
+		}
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		if err := in.line(line, path, top, at, constraint, seen, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (in *input) line(line, path, top string, at int, constraint bool, seen map[string]bool, depth int) error {
+	where := fmt.Sprintf("%s:%d", path, at)
+	option := func(long, short string) (string, bool) {
+		for _, p := range []string{long + "=", long + " ", short + " ", short} {
+			if v, ok := strings.CutPrefix(line, p); ok && p != "" && v != "" {
+				return strings.Trim(strings.TrimSpace(v), `"'`), true
+			}
+		}
+		return "", false
+	}
+	if strings.HasPrefix(line, "-") {
+		if v, ok := option("--requirement", "-r"); ok {
+			return in.include(v, where, path, top, constraint, seen, depth)
+		}
+		if v, ok := option("--constraint", "-c"); ok {
+			return in.include(v, where, path, top, true, seen, depth)
+		}
+		if strings.HasPrefix(line, "-e") || strings.HasPrefix(line, "--editable") {
+			return fail("build a wheel and pin it, or install it in a --hook", "%s: editable requirements cannot be baked", where)
+		}
+		for _, o := range []string{"--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--no-index", "--pre", "--prefer-binary", "--only-binary", "--no-binary", "--require-hashes", "--trusted-host"} {
+			if line == o || strings.HasPrefix(line, o+" ") || strings.HasPrefix(line, o+"=") {
+				if envVar.MatchString(line) {
+					return fail("credentials belong in the environment or a netrc file", "%s: variables in options are not expanded", where)
+				}
+				in.opts = append(in.opts, line)
+				return nil
+			}
+		}
+		return fail("", "%s: unknown option %q", where, firstWord(line))
+	}
+	for _, p := range []string{"git+", "hg+", "svn+", "bzr+"} {
+		if strings.HasPrefix(line, p) || strings.Contains(line, "@ "+p) || strings.Contains(line, "@"+p) {
+			return fail("pin a released version instead", "%s: %q comes from version control, which cannot be hashed", where, firstWord(line))
+		}
+	}
+	if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "/") || strings.Contains(line, "@ file:") || strings.HasPrefix(line, "file:") {
+		return fail("build a wheel and publish it to an index, or install it in a --hook", "%s: %q is a local path, which cannot be baked", where, firstWord(line))
+	}
+	m := reqLine.FindStringSubmatch(line)
+	if m == nil {
+		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
+	}
+	r := requirement{name: normalise(m[1]), file: path, line: at, constraint: constraint}
+	spec := line
+	for _, h := range hashOpt.FindAllStringSubmatch(line, -1) {
+		r.hashes = append(r.hashes, strings.ToLower(h[1]))
+		spec = strings.Replace(spec, h[0], "", 1)
+	}
+	rest := strings.TrimSpace(reqLine.FindStringSubmatch(strings.TrimSpace(spec))[3])
+	r.marker = strings.Contains(rest, ";")
+	if p := exactPin.FindStringSubmatch(rest); p != nil {
+		r.version = p[1]
+	}
+	if rest != "" && !strings.ContainsAny(rest[:1], "=<>!~;@(") {
+		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
+	}
+	in.reqs = append(in.reqs, r)
+	return nil
+}
+
+func firstWord(s string) string {
+	if f := strings.Fields(s); len(f) > 0 {
+		return f[0]
+	}
+	return s
+}
+
+func (in *input) include(v, where, path, top string, constraint bool, seen map[string]bool, depth int) error {
+	if strings.Contains(v, "://") {
+		return fail("download it and include the file", "%s: %q: only files can be included", where, v)
+	}
+	p := v
+	if !filepath.IsAbs(p) {
+		p = filepath.Join(filepath.Dir(path), p)
+	}
+	b, err := readFile(p)
+	if err != nil {
+		return &Error{Msg: where + ": " + err.Error(), Err: err}
+	}
+	return in.add(p, b, top, constraint, seen, depth+1)
+}
+
+var separators = regexp.MustCompile(`[-_.]+`)
+
+// normalise gives a distribution's canonical name (PEP 503).
+func normalise(name string) string { return strings.ToLower(separators.ReplaceAllString(name, "-")) }
+
+// isLock says whether every requirement is pinned and hashed: then it is a
+// lock already and nothing is resolved.
+func (in *input) isLock() bool {
+	if in.kind == "pylock" {
+		return true
+	}
+	if len(in.files) != 1 {
+		return false
+	}
+	for _, r := range in.reqs {
+		if r.version == "" || len(r.hashes) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// text is all of the input, for keys.
+func (in *input) text() string {
+	var b strings.Builder
+	b.WriteString(in.kind + "\n")
+	for _, f := range in.files {
+		fmt.Fprintf(&b, "%q %d\n%s", f.name, len(f.data), f.data)
+	}
+	return b.String()
+}

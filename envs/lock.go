@@ -1,0 +1,318 @@
+package envs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strings"
+)
+
+// lock is a hashed list of distributions.
+type lock struct {
+	kind string // "requirements" or "pylock"
+	text []byte
+	in   *input
+}
+
+func (l *lock) digest() string {
+	h := sha256.Sum256(append([]byte(l.kind+"\n"), l.text...))
+	return hex.EncodeToString(h[:])
+}
+
+// fileName is what the tool knows the kind by.
+func (l *lock) fileName() string {
+	if l.kind == "pylock" {
+		return "pylock.toml"
+	}
+	return "requirements.txt"
+}
+
+// lock gives the input itself where it is one, the lock that the same input
+// was resolved to before, or resolves.
+func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lock, error) {
+	if in.isLock() {
+		return &lock{kind: in.kind, text: in.files[0].data, in: in}, nil
+	}
+	// Not the tool's version: an update of it does not move pins.
+	key := digestOf(schema, in.text(), py.key(r.Base), r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID)
+	path := m.store.Path("envs", "locks", key+".txt")
+	if !r.Refresh {
+		if b, err := os.ReadFile(path); err == nil {
+			return m.parseLock(b, path)
+		}
+	}
+	release, err := m.store.Lock(ctx, "resolve-"+key, true)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if !r.Refresh {
+		if b, err := os.ReadFile(path); err == nil {
+			return m.parseLock(b, path)
+		}
+	}
+	text, err := m.resolve(ctx, r, in, py)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.store.WriteFile(path, text); err != nil {
+		return nil, err
+	}
+	return m.parseLock(text, path)
+}
+
+func (m *Manager) parseLock(b []byte, path string) (*lock, error) {
+	in := &input{kind: "requirements"}
+	if err := in.add(path, b, filepath.Dir(path), false, map[string]bool{}, 0); err != nil {
+		return nil, err
+	}
+	return &lock{kind: "requirements", text: b, in: in}, nil
+}
+
+// resolve runs the resolver in a sandbox that reaches the indexes only.
+func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python) (text []byte, err error) {
+	t, err := m.tool(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m.progress.Phase("resolve", filepath.Base(r.File))
+	dir, done, err := m.workDir("resolve")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	for _, f := range in.files {
+		p := filepath.Join(dir, "in", f.name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			return nil, fmt.Errorf("resolve: %w", err)
+		}
+		if err := os.WriteFile(p, f.data, 0o644); err != nil {
+			return nil, fmt.Errorf("resolve: %w", err)
+		}
+	}
+	ix := t.index(r, in)
+	j := m.job(t, r.Base, "resolve", dir, &ix)
+	j.Dir = "/opt/in"
+	first := "/opt/in/" + in.files[0].name
+	if t.Kind == "pip" {
+		return m.resolvePip(ctx, r, j, py, first, dir)
+	}
+	j.Argv = []string{uvBinary, "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--emit-index-url", "--python", py.path, "--output-file", "/opt/lock.txt"}
+	if !r.AllowBuild {
+		j.Argv = append(j.Argv, "--no-build")
+	}
+	if r.ExcludeNewer != "" {
+		j.Argv = append(j.Argv, "--exclude-newer", r.ExcludeNewer)
+	}
+	j.Argv = append(j.Argv, first)
+	if err := m.run(ctx, j, r.File); err != nil {
+		return nil, err
+	}
+	b, err := readOutput(filepath.Join(dir, "lock.txt"))
+	if err != nil {
+		return nil, fmt.Errorf("resolve %q: %w", r.File, err)
+	}
+	return b, nil
+}
+
+// readOutput reads what a job left, which is dead by now: no link is followed.
+func readOutput(path string) ([]byte, error) {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxInputBytes {
+		return nil, fmt.Errorf("read %q: not a file of a sane size", path)
+	}
+	return os.ReadFile(path)
+}
+
+// resolvePip resolves with the base's own pip: a dry run's report has the hashes.
+func (m *Manager) resolvePip(ctx context.Context, r Recipe, j Job, py python, first, dir string) ([]byte, error) {
+	if err := m.pipVenv(ctx, r, j, py); err != nil {
+		return nil, err
+	}
+	j.Argv = []string{"/opt/pip/bin/python", "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "/opt/report.json", "-r", first}
+	if !r.AllowBuild {
+		j.Argv = append(j.Argv, "--only-binary", ":all:")
+	}
+	if err := m.run(ctx, j, r.File); err != nil {
+		return nil, err
+	}
+	b, err := readOutput(filepath.Join(dir, "report.json"))
+	if err != nil {
+		return nil, fmt.Errorf("resolve %q: %w", r.File, err)
+	}
+	var rep struct {
+		Install []struct {
+			Metadata     struct{ Name, Version string }
+			DownloadInfo struct {
+				ArchiveInfo struct{ Hashes map[string]string } `json:"archive_info"`
+			} `json:"download_info"`
+		}
+	}
+	if err := json.Unmarshal(b, &rep); err != nil {
+		return nil, fmt.Errorf("resolve %q: %w", r.File, err)
+	}
+	var lines []string
+	for _, p := range rep.Install {
+		sum := p.DownloadInfo.ArchiveInfo.Hashes["sha256"]
+		if sum == "" {
+			return nil, fmt.Errorf("resolve %q: no hash for %s", r.File, p.Metadata.Name)
+		}
+		lines = append(lines, fmt.Sprintf("%s==%s --hash=sha256:%s\n", normalise(p.Metadata.Name), p.Metadata.Version, sum))
+	}
+	sort.Strings(lines)
+	return []byte(strings.Join(lines, "")), nil
+}
+
+func (m *Manager) pipVenv(ctx context.Context, r Recipe, j Job, py python) error {
+	j.AllowHosts = nil
+	j.Argv = []string{py.path, "-I", "-m", "venv", "/opt/pip"}
+	if err := m.run(ctx, j, r.File); err != nil {
+		return &Error{Msg: "prepare pip: " + err.Error(), Tip: "apt-get install python3-venv (uv could not be had)", Err: err}
+	}
+	return nil
+}
+
+// workDir is a directory of the store's, ours until done, with the parts that
+// jobs expect.
+func (m *Manager) workDir(name string) (dir string, done func() error, err error) {
+	dir, done, err = m.store.TempDir(name)
+	if err != nil {
+		return "", nil, err
+	}
+	for _, d := range []string{"opt", "opt/cache", "opt/env"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return "", nil, errors.Join(err, done())
+		}
+	}
+	return filepath.Join(dir, "opt"), done, nil
+}
+
+// tail keeps the last bytes of what a tool prints.
+type tail struct{ b []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.b = append(t.b, p...)
+	if len(t.b) > 64<<10 {
+		t.b = append([]byte{}, t.b[len(t.b)-(64<<10):]...)
+	}
+	return len(p), nil
+}
+
+// run runs a job and turns its failure into one clear line.
+func (m *Manager) run(ctx context.Context, j Job, file string) error {
+	var out tail
+	j.Stdout, j.Stderr = &out, &out
+	res, err := m.runner.Run(ctx, j)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s %q: %w", j.Name, file, ctx.Err())
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", j.Name, err)
+	}
+	if res.ExitCode == 0 {
+		return nil
+	}
+	return explain(j.Name, file, res, string(out.b))
+}
+
+var (
+	ansi      = regexp.MustCompile(`\x1b\[[0-9;]*m`)
+	spaces    = regexp.MustCompile(`\s+`)
+	noPackage = regexp.MustCompile(`(?:Because |because )?([A-Za-z0-9._-]+) was not found in the (?:package registry|provided)`)
+	noVersion = regexp.MustCompile(`there is no version of ([^ ,]+)|[Oo]nly .{0,80} available|No matching distribution found for ([^\s]+)`)
+	sdistOnly = regexp.MustCompile("(?i)([A-Za-z0-9._-]+)(?:[=][=][^ `]+)? (?:has no usable wheels|has no wheels)|`([^`]+)`[^`]*(?:source distribution|marked as `--no-build`|[Bb]uilding)|[Dd]istribution `?([^ `]+)`? can't be installed because it is marked as `--no-build`")
+	hashWrong = regexp.MustCompile("[Hh]ash mismatch for `?([^`\n]+)`?")
+)
+
+// explain distils a tool's output. What is not recognised is given as its
+// first error line.
+func explain(step, file string, res JobResult, out string) error {
+	out = ansi.ReplaceAllString(out, "")
+	flat := spaces.ReplaceAllString(out, " ")
+	low := strings.ToLower(flat)
+	switch {
+	case res.Reason != "" && res.Reason != "exit":
+		return fail("", "%s %q: %s", step, file, res.Message)
+	case strings.Contains(low, "no space left on device"):
+		return fail("free some space, or choose another --root", "%s %q: no space left on the store's disk", step, file)
+	case len(res.Denied) > 0:
+		return fail("name the index by --index-url, or its extra hosts in the file", "%s %q: the index refers to %s, which it may not reach", step, file, strings.Join(res.Denied, ", "))
+	case strings.Contains(low, "hash mismatch") || strings.Contains(low, "do not match the hashes"):
+		what := "a distribution"
+		if m := hashWrong.FindStringSubmatch(flat); m != nil {
+			what = m[1]
+		}
+		return fail("the file on the index is not the one that was locked: lock again only if you know why", "%s %q: hash mismatch for %s", step, file, what)
+	case strings.Contains(low, "no usable wheels") || strings.Contains(low, "--no-build") || strings.Contains(low, "building from source is disabled") || strings.Contains(low, "no wheels are usable") || strings.Contains(low, "no binary distribution"):
+		what := "a requirement"
+		if m := sdistOnly.FindStringSubmatch(flat); m != nil {
+			for _, g := range m[1:] {
+				if g != "" {
+					what = g
+					break
+				}
+			}
+		}
+		return fail("--allow-build builds it, in a sandbox: that runs its code", "%s %q: %s has only a source distribution, and building is off", step, file, what)
+	case noPackage.MatchString(flat):
+		return fail("is the name right, and on this index?", "%s %q: %s is not on the index", step, file, noPackage.FindStringSubmatch(flat)[1])
+	case strings.Contains(low, "error sending request") || strings.Contains(low, "failed to fetch") || strings.Contains(low, "dns error") || strings.Contains(low, "connection refused") || strings.Contains(low, "tunnel") || strings.Contains(low, "retries exceeded") || strings.Contains(low, "timed out"):
+		return fail("check --index-url, the network and HTTPS_PROXY", "%s %q: the index cannot be reached: %s", step, file, firstError(out))
+	case strings.Contains(low, "no solution found") || noVersion.MatchString(flat):
+		return fail("loosen the pins, or another --python", "%s %q: %s", step, file, unsolvable(flat))
+	}
+	return fail("", "%s %q: %s", step, file, firstError(out))
+}
+
+// unsolvable gives the resolver's reasoning in one line.
+func unsolvable(flat string) string {
+	if i := strings.Index(flat, "Because "); i >= 0 {
+		flat = flat[i:]
+	}
+	flat = strings.TrimLeft(strings.NewReplacer("╰─▶", "", "×", "").Replace(flat), " ")
+	if len(flat) > 400 {
+		flat = flat[:400] + "…"
+	}
+	return strings.TrimSpace(flat)
+}
+
+func firstError(out string) string {
+	lines := strings.Split(out, "\n")
+	for i, l := range lines {
+		l = strings.TrimSpace(strings.NewReplacer("╰─▶", "", "×", "", "├─▶", "").Replace(l))
+		if strings.HasPrefix(strings.ToLower(l), "error") {
+			if msg := strings.TrimSpace(strings.TrimLeft(l[5:], ":")); msg != "" {
+				// The cause is the last line of what follows.
+				if c := lastCause(lines[i+1:]); c != "" {
+					msg += ": " + c
+				}
+				return msg
+			}
+		}
+	}
+	if l := lastLine(out); l != "" {
+		return l
+	}
+	return "the tool failed without a word"
+}
+
+func lastCause(lines []string) string {
+	c := ""
+	for _, l := range lines {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(l), "Caused by: "); ok {
+			c = v
+		}
+	}
+	return c
+}
+

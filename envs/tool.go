@@ -1,0 +1,354 @@
+package envs
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+
+	"github.com/sbxrun/sbxrun/rootfs"
+)
+
+// The resolver and installer that is used: uv, at this version, with these
+// hashes of its wheels (amd64, arm64).
+const uvVersion = "0.13.9"
+
+var uvHashes = []string{
+	"sha256:d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19",
+	"sha256:5435c5ce14a56431208ca0996416d310f1598e8c2c8ba707688985a16bb82dbe",
+}
+
+// uvMinimum is the oldest uv on PATH that is good enough.
+const uvMinimum = "0.7.0"
+
+// tool is what resolves and installs, and what it needs to know of indexes.
+type tool struct {
+	Kind    string `json:"kind"` // "uv" or "pip" (the base's venv and pip)
+	Version string `json:"version"`
+	Path    string `json:"path"` // on the host; "" for pip
+	// IndexURL and FileHost are the public index's, as the ordinary client on
+	// this host names them: they are not ours to know.
+	IndexURL string `json:"index_url"`
+	FileHost string `json:"file_host"`
+}
+
+func (t *tool) id() string { return t.Kind + " " + t.Version }
+
+// tool gives the installed tool or installs it: uv on PATH if new enough,
+// else uv at the pinned version through pip, else pip itself.
+func (m *Manager) tool(ctx context.Context) (*tool, error) {
+	rec := m.store.Path("tools", "tool.json")
+	read := func() *tool {
+		var t tool
+		b, err := os.ReadFile(rec)
+		if err != nil || json.Unmarshal(b, &t) != nil {
+			return nil
+		}
+		if t.Kind == "uv" {
+			if _, err := os.Stat(t.Path); err != nil {
+				return nil
+			}
+		}
+		return &t
+	}
+	if t := read(); t != nil {
+		return t, nil
+	}
+	release, err := m.store.Lock(ctx, "tool", true)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if t := read(); t != nil {
+		return t, nil
+	}
+	m.progress.Phase("tool", "uv "+uvVersion)
+	t := &tool{Kind: "uv"}
+	t.IndexURL, t.FileHost = publicIndex(ctx)
+	if p, v := uvOnPath(ctx); p != "" {
+		t.Path, t.Version = p, v
+	} else if p, err := m.installUV(ctx); err == nil {
+		t.Path, t.Version = p, uvVersion
+	} else if ctx.Err() != nil {
+		return nil, ctx.Err()
+	} else {
+		// Slower, the same contract. Tried anew next time: not recorded.
+		return &tool{Kind: "pip", IndexURL: t.IndexURL, FileHost: t.FileHost}, nil
+	}
+	b, err := json.Marshal(t)
+	if err != nil {
+		return nil, err
+	}
+	return t, m.store.WriteFile(rec, b)
+}
+
+func uvOnPath(ctx context.Context) (path, version string) {
+	p, err := exec.LookPath("uv")
+	if err != nil {
+		return "", ""
+	}
+	if p, err = filepath.EvalSymlinks(p); err != nil || isScript(p) {
+		return "", "" // a shim of some version manager: it would not work inside
+	}
+	out, err := exec.CommandContext(ctx, p, "--version").Output()
+	if f := strings.Fields(string(out)); err == nil && len(f) >= 2 && f[0] == "uv" && !olderThan(f[1], uvMinimum) {
+		return p, f[1]
+	}
+	return "", ""
+}
+
+func isScript(p string) bool {
+	f, err := os.Open(p)
+	if err != nil {
+		return true
+	}
+	defer f.Close()
+	b := make([]byte, 2)
+	n, _ := io.ReadFull(f, b)
+	return n < 2 || string(b) == "#!"
+}
+
+// olderThan compares dotted versions of numbers.
+func olderThan(a, b string) bool {
+	var x, y [3]int
+	_, _ = fmt.Sscanf(a, "%d.%d.%d", &x[0], &x[1], &x[2])
+	_, _ = fmt.Sscanf(b, "%d.%d.%d", &y[0], &y[1], &y[2])
+	for i := range x {
+		if x[i] != y[i] {
+			return x[i] < y[i]
+		}
+	}
+	return false
+}
+
+// hostPython runs the ordinary client of this host: with the user's index
+// configuration, without what would change what it does otherwise.
+func hostPython(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "python3", args...)
+	for _, kv := range os.Environ() {
+		k, _, _ := strings.Cut(kv, "=")
+		switch {
+		case k == "PATH", k == "HOME", k == "LANG", k == "SSL_CERT_FILE", k == "REQUESTS_CA_BUNDLE",
+			strings.HasSuffix(strings.ToLower(k), "_proxy"),
+			k == "PIP_INDEX_URL", k == "PIP_EXTRA_INDEX_URL", k == "PIP_CERT", k == "PIP_TRUSTED_HOST", k == "PIP_CONFIG_FILE", k == "PIP_CLIENT_CERT":
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	return cmd
+}
+
+// publicIndex asks pip where the public index is; empty where there is no pip.
+func publicIndex(ctx context.Context) (indexURL, fileHost string) {
+	out, err := hostPython(ctx, "-c", "from pip._internal.models.index import PyPI as p; print(p.simple_url, p.file_storage_domain)").Output()
+	if f := strings.Fields(string(out)); err == nil && len(f) == 2 {
+		return f[0], f[1]
+	}
+	return "", ""
+}
+
+// installUV downloads uv's wheel through pip, with hashes, and takes the one
+// program out of it.
+func (m *Manager) installUV(ctx context.Context) (path string, err error) {
+	path = m.store.Path("tools", "uv-"+uvVersion, "uv")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	tmp, done, err := m.store.TempDir("tool")
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	req := filepath.Join(tmp, "requirements.txt")
+	if err := os.WriteFile(req, []byte("uv=="+uvVersion+" --hash="+strings.Join(uvHashes, " --hash=")+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("install uv: %w", err)
+	}
+	cmd := hostPython(ctx, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", req, "-d", tmp)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return "", fail("apt-get install python3-pip; or put uv on PATH", "install uv: %v: %s", err, lastLine(out.String()))
+	}
+	wheels, _ := filepath.Glob(filepath.Join(tmp, "uv-*.whl"))
+	if len(wheels) != 1 {
+		return "", fmt.Errorf("install uv: pip left %d wheels", len(wheels))
+	}
+	z, err := zip.OpenReader(wheels[0])
+	if err != nil {
+		return "", fmt.Errorf("install uv: %w", err)
+	}
+	defer z.Close()
+	src, err := z.Open("uv-" + uvVersion + ".data/scripts/uv")
+	if err != nil {
+		return "", fmt.Errorf("install uv: %w", err)
+	}
+	defer src.Close()
+	bin := filepath.Join(tmp, "uv")
+	dst, err := os.OpenFile(bin, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if err != nil {
+		return "", fmt.Errorf("install uv: %w", err)
+	}
+	_, err = io.Copy(dst, src)
+	err = errors.Join(err, dst.Sync(), dst.Close())
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o700)
+	}
+	if err == nil {
+		err = os.Rename(bin, path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("install uv: %w", err)
+	}
+	return path, nil
+}
+
+func lastLine(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.TrimSpace(lines[len(lines)-1])
+}
+
+// indexConfig is what a job needs to reach the indexes of this host's
+// configuration and no other host.
+type indexConfig struct {
+	env   []string
+	hosts []string
+	binds []JobBind
+}
+
+var urlIn = regexp.MustCompile(`https?://[^\s"'#;]+`)
+
+// index reads the resolver's configuration: the recipe, the file's own lines,
+// UV_* and PIP_* variables, pip's configuration files; first one wins.
+func (t *tool) index(r Recipe, in *input) indexConfig {
+	var c indexConfig
+	seen := map[string]bool{}
+	addHost := func(raw string) {
+		u, err := url.Parse(raw)
+		if err != nil || u.Host == "" {
+			return
+		}
+		h := u.Host
+		if u.Port() == "" && u.Scheme == "http" {
+			h += ":80"
+		} else if u.Port() == "" {
+			h += ":443"
+		}
+		if !seen[h] {
+			seen[h] = true
+			c.hosts = append(c.hosts, h)
+		}
+	}
+	conf := pipConfig()
+	first := func(values ...string) string {
+		for _, v := range values {
+			if v != "" {
+				return v
+			}
+		}
+		return ""
+	}
+	index := first(r.IndexURL, os.Getenv("UV_DEFAULT_INDEX"), os.Getenv("UV_INDEX_URL"), os.Getenv("PIP_INDEX_URL"), conf["index-url"])
+	extra := first(os.Getenv("UV_INDEX"), os.Getenv("UV_EXTRA_INDEX_URL"), os.Getenv("PIP_EXTRA_INDEX_URL"), conf["extra-index-url"])
+	inFile := false
+	for _, o := range in.opts {
+		inFile = inFile || strings.HasPrefix(o, "--index-url") || strings.HasPrefix(o, "-i")
+		for _, u := range urlIn.FindAllString(o, -1) {
+			addHost(u)
+		}
+	}
+	if index != "" {
+		c.env = append(c.env, "UV_DEFAULT_INDEX="+index, "PIP_INDEX_URL="+index)
+		addHost(index)
+	}
+	if extra != "" {
+		c.env = append(c.env, "UV_INDEX="+extra, "PIP_EXTRA_INDEX_URL="+extra)
+		for _, u := range strings.Fields(extra) {
+			addHost(u)
+		}
+	}
+	if index == "" || inFile {
+		if t.IndexURL != "" {
+			addHost(t.IndexURL)
+		}
+	}
+	// Files of the public index, and of mirrors that link to them.
+	if t.FileHost != "" {
+		addHost("https://" + t.FileHost)
+	}
+	if in.kind == "pylock" {
+		for _, u := range urlIn.FindAllString(string(in.files[0].data), -1) {
+			addHost(u)
+		}
+	}
+	// The host's certificates, wherever it keeps them, at one place inside.
+	for _, p := range []string{os.Getenv("SSL_CERT_FILE"), os.Getenv("PIP_CERT"), "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"} {
+		if p == "" {
+			continue
+		}
+		if real, err := filepath.EvalSymlinks(p); err == nil {
+			c.binds = append(c.binds, JobBind{Source: real, Target: "/mnt/ca.crt", ReadOnly: true})
+			c.env = append(c.env, "SSL_CERT_FILE=/mnt/ca.crt", "PIP_CERT=/mnt/ca.crt")
+			break
+		}
+	}
+	return c
+}
+
+// pipConfig reads the index lines of pip's configuration files; the user's
+// comes before the system's.
+func pipConfig() map[string]string {
+	out := map[string]string{}
+	home, _ := os.UserHomeDir()
+	for _, p := range []string{os.Getenv("PIP_CONFIG_FILE"), filepath.Join(home, ".config/pip/pip.conf"), filepath.Join(home, ".pip/pip.conf"), "/etc/pip.conf"} {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue
+		}
+		for _, line := range strings.Split(string(b), "\n") {
+			k, v, ok := strings.Cut(line, "=")
+			k = strings.ReplaceAll(strings.TrimSpace(k), "_", "-")
+			if ok && (k == "index-url" || k == "extra-index-url") && out[k] == "" {
+				out[k] = strings.TrimSpace(v)
+			}
+		}
+	}
+	return out
+}
+
+// uvBinary is where the tool is shown in a job.
+const uvBinary = "/mnt/uv"
+
+// job makes a job over a directory that is shown at /opt. The tool is there
+// read-only; the environment is what is set here and nothing else.
+func (m *Manager) job(t *tool, base rootfs.Base, name, dir string, ix *indexConfig) Job {
+	j := Job{
+		Name: name, Base: base, Dir: "/opt",
+		Env: []string{
+			"HOME=/tmp", "UV_CACHE_DIR=/opt/cache", "UV_NO_CONFIG=1", "UV_PYTHON_DOWNLOADS=never", "UV_NO_PROGRESS=1",
+			"UV_LINK_MODE=hardlink", "UV_CONCURRENT_DOWNLOADS=8", "NO_COLOR=1", "PIP_NO_INPUT=1", "PIP_CONFIG_FILE=/dev/null",
+			"PIP_CACHE_DIR=/opt/cache", "PIP_DISABLE_PIP_VERSION_CHECK=1", "PYTHONHASHSEED=0", "SOURCE_DATE_EPOCH=1577836800",
+		},
+		Binds: []JobBind{{Source: dir, Target: "/opt"}},
+	}
+	if t.Kind == "uv" {
+		j.Binds = append(j.Binds, JobBind{Source: t.Path, Target: uvBinary, ReadOnly: true})
+	}
+	if ix != nil {
+		j.Env = append(j.Env, ix.env...)
+		j.Binds = append(j.Binds, ix.binds...)
+		j.AllowHosts = ix.hosts
+	}
+	return j
+}
+
+// archID is part of what a wheel's files depend on.
+var archID = runtime.GOARCH
