@@ -421,3 +421,34 @@ func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 	}
 	return l.text, nil
 }
+
+// Find gives the environment of a recipe if it is baked, nil if it is not. It
+// changes nothing.
+func (m *Manager) Find(r Recipe) (*Env, error) {
+	in, err := readInput(r.File)
+	if err != nil {
+		return nil, err
+	}
+	py, err := findPython(r.Base, r.Python)
+	if err != nil {
+		return nil, err
+	}
+	var l *lock
+	if in.isLock() {
+		l = &lock{kind: in.kind, text: in.files[0].data, in: in}
+	} else {
+		path := m.lockPath(r, in, py)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, nil //nolint:nilerr // not resolved yet
+		}
+		if l, err = m.parseLock(b, path); err != nil {
+			return nil, err
+		}
+	}
+	e, err := m.load(m.key(r, l, py))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return e, err
+}

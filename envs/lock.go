@@ -40,15 +40,13 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 	if in.isLock() {
 		return &lock{kind: in.kind, text: in.files[0].data, in: in}, nil
 	}
-	// Not the tool's version: an update of it does not move pins.
-	key := digestOf(schema, in.text(), py.key(r.Base), r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID)
-	path := m.store.Path("envs", "locks", key+".txt")
+	path := m.lockPath(r, in, py)
 	if !r.Refresh {
 		if b, err := os.ReadFile(path); err == nil {
 			return m.parseLock(b, path)
 		}
 	}
-	release, err := m.store.Lock(ctx, "resolve-"+key, true)
+	release, err := m.store.Lock(ctx, "resolve-"+strings.TrimSuffix(filepath.Base(path), ".txt"), true)
 	if err != nil {
 		return nil, err
 	}
@@ -66,6 +64,13 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 		return nil, err
 	}
 	return m.parseLock(text, path)
+}
+
+// lockPath is where the lock of an input is kept. The tool's version is not in
+// it: an update of the tool moves no pins.
+func (m *Manager) lockPath(r Recipe, in *input, py python) string {
+	key := digestOf(schema, in.text(), py.key(r.Base), r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID)
+	return m.store.Path("envs", "locks", key+".txt")
 }
 
 func (m *Manager) parseLock(b []byte, path string) (*lock, error) {
@@ -315,4 +320,3 @@ func lastCause(lines []string) string {
 	}
 	return c
 }
-

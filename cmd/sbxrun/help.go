@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+func help(u *ui, args []string) int {
+	if len(args) == 0 {
+		u.out(helpText(nil))
+		return 0
+	}
+	if args[0] == "--markdown" {
+		u.out(markdown())
+		return 0
+	}
+	v, _ := find(args)
+	if v == nil {
+		u.error(usage(suggest(args[0]), "unknown verb %q", strings.Join(args, " ")))
+		return 2
+	}
+	u.out(helpText(v))
+	return 0
+}
+
+// helpText is the help of a verb, or of all.
+func helpText(v *verb) string {
+	var b strings.Builder
+	if v == nil {
+		b.WriteString("sbxrun runs a command in a throw-away sandbox over a baked environment.\n\n" +
+			"  sbxrun run -r requirements.txt -- pytest tests/\n  sbxrun run -- sh -c 'id; ls /'\n\nVerbs:\n")
+		for _, v := range verbs() {
+			fmt.Fprintf(&b, "  %-13s %s\n", v.name, v.short)
+		}
+		b.WriteString("\nsbxrun VERB --help tells the flags of a verb.\n")
+		return b.String()
+	}
+	fmt.Fprintf(&b, "Usage: sbxrun %s %s\n\n%s\n", v.name, v.args, v.short)
+	if v.long != "" {
+		b.WriteString("\n" + v.long + "\n")
+	}
+	c := newCommand(newUI(), v)
+	b.WriteString("\nFlags:\n" + c.flags.FlagUsagesWrapped(100))
+	return b.String()
+}
+
+// markdown is docs/reference.md.
+func markdown() string {
+	var b strings.Builder
+	b.WriteString("# sbxrun: reference\n\nGenerated from the flags by `sbxrun help --markdown`; a test keeps it up to date.\n")
+	for _, v := range verbs() {
+		fmt.Fprintf(&b, "\n## sbxrun %s\n\n`sbxrun %s %s`\n\n%s.\n", v.name, v.name, v.args, strings.TrimSuffix(v.short, "."))
+		if v.long != "" {
+			b.WriteString("\n" + v.long + "\n")
+		}
+		b.WriteString("\n```\n")
+		c := newCommand(newUI(), v)
+		// The directories depend on the caller's variables.
+		for n, d := range map[string]string{"root": "/var/lib/sbxrun", "state": "/run/sbxrun"} {
+			c.flags.Lookup(n).DefValue = d
+		}
+		b.WriteString(c.flags.FlagUsagesWrapped(100) + "```\n")
+	}
+	b.WriteString(exitCodes)
+	return b.String()
+}
+
+const exitCodes = `
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0–255 | of ` + "`run`" + `: the command's own |
+| 128+n | the command died of signal n |
+| 124 | a time limit (wall or CPU) is over |
+| 137 | killed: out of memory, too much output, or stopped twice |
+| 125 | sbxrun itself failed, wrong usage of ` + "`run`" + ` too |
+| 126 | the command is there but cannot be executed |
+| 127 | the command was not found |
+| 0, 1, 2 | of all other verbs: success, failure, wrong usage |
+
+Codes can collide with the command's own; the report (` + "`--report`" + `) is the authority.
+`
+
+func flagProblem(err error) string {
+	s := err.Error()
+	s = strings.TrimPrefix(s, "invalid argument ")
+	if i := strings.Index(s, " for \""); strings.HasPrefix(s, `"`) && i > 0 {
+		s = "invalid value " + s
+	}
+	return strings.NewReplacer("unknown flag: ", "unknown flag ", "unknown shorthand flag: ", "unknown flag ").Replace(s)
+}
+
+func flagHint(f *pflag.FlagSet, err error, v *verb) string {
+	s := err.Error()
+	if i := strings.Index(s, "unknown flag: --"); i >= 0 {
+		word := strings.SplitN(s[i+len("unknown flag: --"):], "=", 2)[0]
+		best, dist := "", 4
+		f.VisitAll(func(x *pflag.Flag) {
+			if d := distance(word, x.Name); d < dist && !x.Hidden {
+				best, dist = x.Name, d
+			}
+		})
+		if best != "" {
+			return "did you mean --" + best + "?"
+		}
+	}
+	return "sbxrun " + v.name + " --help tells the flags"
+}
+
+func suggest(word string) string {
+	best, dist := "", 4
+	for _, v := range verbs() {
+		if d := distance(word, v.name); d < dist {
+			best, dist = v.name, d
+		}
+	}
+	if best != "" {
+		return "did you mean " + best + "? sbxrun --help lists the verbs"
+	}
+	return "sbxrun --help lists the verbs; a command comes after run --"
+}
+
+// distance is the number of edits between two words (Levenshtein).
+func distance(a, b string) int {
+	prev := make([]int, len(b)+1)
+	for j := range prev {
+		prev[j] = j
+	}
+	for i := range len(a) {
+		cur := make([]int, len(b)+1)
+		cur[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			cur[j+1] = min(prev[j]+cost, prev[j+1]+1, cur[j]+1)
+		}
+		prev = cur
+	}
+	return prev[len(b)]
+}

@@ -1,0 +1,545 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/rootfs"
+	"github.com/sbxrun/sbxrun/runtime"
+)
+
+// runOptions are the flags of run and plan, and the keys of the TOML file.
+type runOptions struct {
+	recipeOptions
+	with    string
+	project string
+	file    string
+	report  string
+	status  int
+
+	memory, memorySwap, shmSize, disk, output, fsize sizeValueHolder
+	cpus                                             string
+	cpuset                                           string
+	pids                                             int64
+	inodes                                           int64
+	ulimits                                          []string
+	volumes, mounts, tmpfs                           []string
+	readOnly                                         bool
+	env, envFiles                                    []string
+	workdir, user, userns                            string
+	capAdd, capDrop, securityOpt                     []string
+	network                                          string
+	hostname, name                                   string
+	labels                                           []string
+	interactive, tty                                 bool
+	stopSignal                                       string
+	stopTimeout, wall, cpuTime, extra                time.Duration
+	cgroupParent, engine                             string
+	degrade                                          []string
+	json                                             bool // plan
+}
+
+type sizeValueHolder = int64
+
+// notYet are flags of docker's that a caller may bring along and that this
+// version cannot honour: refused, never ignored.
+var notYet = map[string]string{
+	"publish": "ports cannot be published in this version", "secret": "secrets are not in this version: use a read-only volume",
+	"dns": "there is no network mode with DNS in this version", "cap-add": "no sandbox has capabilities",
+}
+
+func runVerb() *verb {
+	return &verb{
+		name: "run", args: "[flags] [--] COMMAND [ARG…]", passes: true,
+		short: "run a command in a fresh sandbox and end with its exit code",
+		long: "With -r FILE the command runs over the environment of that file: it is resolved to a hashed\n" +
+			"lock and baked once, and found again from then on. Without, over the base alone. When an\n" +
+			"environment is used, the current directory is shown at /work, copy-on-write, unless it is /,\n" +
+			"a home directory or a system directory (--project DIR or none says otherwise).\n" +
+			"Standard input, output and error are the caller's own.",
+		setup: func(c *command) { c.opts = declareRun(c) },
+		run: func(c *command, args []string) (int, error) {
+			return run(c, c.opts.(*runOptions), args)
+		},
+	}
+}
+
+func planVerb() *verb {
+	return &verb{
+		name: "plan", args: "[flags of run] [--] COMMAND [ARG…]", passes: true,
+		short: "print what run would do, and do nothing",
+		long:  "An environment that is not baked yet is named, not baked.",
+		setup: func(c *command) {
+			o := declareRun(c)
+			c.flags.BoolVar(&o.json, "json", false, "print JSON")
+			c.opts = o
+		},
+		run: func(c *command, args []string) (int, error) {
+			o := c.opts.(*runOptions)
+			p, err := o.plan(context.Background(), c, args, true)
+			if err != nil {
+				return 1, err
+			}
+			if o.json {
+				b, err := json.MarshalIndent(p, "", "  ")
+				if err != nil {
+					return 1, err
+				}
+				c.ui.outf("%s\n", b)
+				return 0, nil
+			}
+			c.ui.out(p.Text())
+			return 0, nil
+		},
+	}
+}
+
+func declareRun(c *command) *runOptions {
+	o := &runOptions{status: -1}
+	f := c.flags
+	o.declareRecipe(f)
+	size := func(v *int64, name, short, what string, unlimited bool) {
+		f.VarP(sizeValue{v, unlimited}, name, short, what)
+	}
+	f.StringVar(&o.with, "with", "", "run over the environment of this `name` or digest")
+	f.StringVar(&o.project, "project", "", "`directory` to show at /work, copy-on-write; none is none (default: the current one, when an environment is used)")
+	f.StringVarP(&o.file, "file", "f", "", "read these settings from a TOML `file` (sbxrun.toml, or [tool.sbxrun] in pyproject.toml)")
+	f.StringVar(&o.report, "report", "", "write the report to this `file`, - is standard error's end")
+	f.IntVar(&o.status, "json-status-fd", -1, "write a JSON line to this descriptor when the command starts and ends")
+	size(&o.memory, "memory", "m", "memory limit, -1 is none (default 1g)", true)
+	size(&o.memorySwap, "memory-swap", "", "memory plus swap, -1 is unlimited swap (default: the memory limit, no swap)", true)
+	f.StringVar(&o.cpus, "cpus", "", "CPUs, as 0.5 or 2 (default 1)")
+	f.StringVar(&o.cpuset, "cpuset-cpus", "", "CPUs to run on, as 0-1 or 0,2")
+	f.Int64Var(&o.pids, "pids-limit", 0, "processes and threads, -1 is no limit (default 256)")
+	f.StringArrayVar(&o.ulimits, "ulimit", nil, "`name=soft[:hard]` of setrlimit(2) (default nofile=1024, core=0, memlock=65536)")
+	size(&o.shmSize, "shm-size", "", "size of /dev/shm (default 64m)", false)
+	size(&o.disk, "disk", "", "what may be written to the root; above half of the memory it lies on disk (default: half of the memory limit, at most 1g)", false)
+	f.Int64Var(&o.inodes, "inodes", 0, "files that may be made in the root (default: one per 4k of --disk)")
+	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "`source:target[:ro|rw|O]`: show a host path; O is copy-on-write")
+	f.StringArrayVar(&o.mounts, "mount", nil, "`type=bind|tmpfs,source=…,target=…[,readonly]`")
+	f.StringArrayVar(&o.tmpfs, "tmpfs", nil, "`target[:size=…,mode=…,exec]`: a file system in memory")
+	f.BoolVar(&o.readOnly, "read-only", false, "read-only root; /tmp, /run, /var/tmp and /dev/shm stay writable")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "`KEY=VALUE`, or KEY for the caller's own value")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "`file` of KEY=VALUE lines")
+	f.StringVarP(&o.workdir, "workdir", "w", "", "working `directory` inside (default /work with a project, else the user's home)")
+	f.StringVarP(&o.user, "user", "u", "", "`uid[:gid]` or name[:group] inside (default 1000:1000); never the host's")
+	f.StringVar(&o.userns, "userns", "", "auto, the default: a user namespace and an id range of its own")
+	f.StringArrayVar(&o.capAdd, "cap-add", nil, "refused: no sandbox has capabilities")
+	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "accepted: all are dropped anyway")
+	f.StringArrayVar(&o.securityOpt, "security-opt", nil, "no-new-privileges is accepted: it is always on")
+	f.StringVar(&o.network, "network", "none", "none (lo only), host, or ns:`path` of a network namespace")
+	f.StringVar(&o.hostname, "hostname", "", "host `name` inside (default: the sandbox's id)")
+	f.StringVar(&o.name, "name", "", "a `name`, unique among live sandboxes")
+	f.StringArrayVar(&o.labels, "label", nil, "`key=value` for people and tools")
+	f.BoolVarP(&o.interactive, "interactive", "i", false, "with -t: pass standard input on (without -t it always is)")
+	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal of its own")
+	f.StringVar(&o.stopSignal, "stop-signal", "TERM", "`signal` that asks the command to stop")
+	f.Var(durationValue{&o.stopTimeout}, "stop-timeout", "grace before it is killed then (default 10s)")
+	f.Var(durationValue{&o.wall}, "timeout", "wall time limit: killed, exit code 124")
+	f.Var(durationValue{&o.wall}, "wall-time", "the same as --timeout")
+	f.Var(durationValue{&o.cpuTime}, "cpu-time", "limit of user plus system time of all processes: killed, exit code 124")
+	f.Var(durationValue{&o.extra}, "extra-time", "grace over --timeout and --cpu-time before the kill")
+	size(&o.fsize, "fsize", "", "limit of a single file's size (RLIMIT_FSIZE)", false)
+	size(&o.output, "output-limit", "", "limit of standard output plus standard error: killed, exit code 137", false)
+	f.StringVar(&o.cgroupParent, "cgroup-parent", "", "cgroup `path` to lie in (default: sbxrun in the caller's own)")
+	f.StringVar(&o.engine, "engine", "libcontainer", "what makes the namespaces")
+	f.StringArrayVar(&o.degrade, "degrade", nil, "run without this protection where the host lacks it (idmap); the report lists it")
+	f.BoolVarP(&c.quiet, "quiet", "q", false, "no progress")
+	for name, why := range notYet {
+		if f.Lookup(name) == nil {
+			short := ""
+			if name == "publish" {
+				short = "p"
+			}
+			f.StringArrayP(name, short, nil, why)
+			_ = f.MarkHidden(name)
+		}
+	}
+	return o
+}
+
+// check refuses what cannot be honoured.
+func (o *runOptions) check(f *pflag.FlagSet) error {
+	for name, why := range notYet {
+		if x := f.Lookup(name); x != nil && x.Changed {
+			return usage(why, "--%s: not supported", name)
+		}
+	}
+	for _, s := range o.securityOpt {
+		if s != "no-new-privileges" && s != "no-new-privileges:true" && s != "no-new-privileges=true" {
+			return usage("protections cannot be turned off here", "--security-opt %q: not supported", s)
+		}
+	}
+	if o.userns != "" && o.userns != "auto" {
+		return usage("a sandbox always has a user namespace and an id range of its own", "--userns %q: not supported", o.userns)
+	}
+	for _, l := range o.labels {
+		if k, _, _ := strings.Cut(l, "="); k == "" {
+			return usage("", "--label %q: not key=value", l)
+		}
+	}
+	if o.with != "" && o.requirements != "" {
+		return usage("-r bakes, --with takes what is baked", "--with and -r: both given")
+	}
+	return nil
+}
+
+// spec turns flags into a Spec without base and environment.
+func (o *runOptions) spec(args []string) (s runtime.Spec, err error) {
+	s = runtime.Spec{
+		Argv: args, Workdir: o.workdir, User: o.user, Hostname: o.hostname, Name: o.name, ReadOnly: o.readOnly,
+		ShmSizeBytes: o.shmSize, Network: o.network, TTY: o.tty, Interactive: o.interactive,
+		StopTimeout: o.stopTimeout, CgroupParent: o.cgroupParent, Engine: o.engine, Degrade: o.degrade,
+	}
+	wrap := func(flag string, err error) error {
+		return usage("sbxrun run --help tells the form", "--%s: %v", flag, err)
+	}
+	if s.Env, err = parseEnv(o.env, o.envFiles); err != nil {
+		return s, wrap("env", err)
+	}
+	if s.StopSignal, err = parseSignal(o.stopSignal); err != nil {
+		return s, wrap("stop-signal", err)
+	}
+	for _, v := range o.volumes {
+		vol, err := parseVolume(v)
+		if err != nil {
+			return s, wrap("volume", err)
+		}
+		s.Volumes = append(s.Volumes, vol)
+	}
+	for _, v := range o.mounts {
+		vol, t, err := parseMount(v)
+		switch {
+		case err != nil:
+			return s, wrap("mount", err)
+		case vol != nil:
+			s.Volumes = append(s.Volumes, *vol)
+		default:
+			s.Tmpfs = append(s.Tmpfs, *t)
+		}
+	}
+	for _, v := range o.tmpfs {
+		t, err := parseTmpfs(v)
+		if err != nil {
+			return s, wrap("tmpfs", err)
+		}
+		s.Tmpfs = append(s.Tmpfs, t)
+	}
+	for _, l := range o.labels {
+		if s.Labels == nil {
+			s.Labels = map[string]string{}
+		}
+		k, v, _ := strings.Cut(l, "=")
+		s.Labels[k] = v
+	}
+	l := &s.Limits
+	l.MemoryBytes, l.Pids, l.DiskBytes, l.Inodes = o.memory, o.pids, o.disk, o.inodes
+	l.CPUSet, l.WallTime, l.CPUTime, l.ExtraTime = o.cpuset, o.wall, o.cpuTime, o.extra
+	l.OutputBytes, l.FileBytes = o.output, o.fsize
+	if o.cpus != "" {
+		f, err := strconv.ParseFloat(o.cpus, 64)
+		if err != nil || !(f > 0 && f < 1e6) {
+			return s, wrap("cpus", fmt.Errorf("%q is not a number of CPUs", o.cpus))
+		}
+		l.CPUs = f
+	}
+	switch mem := o.memory; {
+	case o.memorySwap == -1:
+		l.SwapBytes = -1
+	case o.memorySwap > 0:
+		if mem == 0 {
+			mem = 1 << 30
+		}
+		if mem < 0 || o.memorySwap < mem {
+			return s, wrap("memory-swap", errors.New("it is memory plus swap: not less than --memory"))
+		}
+		l.SwapBytes = o.memorySwap - mem
+	}
+	for _, u := range o.ulimits {
+		r, err := parseUlimit(u)
+		if err != nil {
+			return s, wrap("ulimit", err)
+		}
+		l.Ulimits = append(l.Ulimits, r)
+	}
+	return s, nil
+}
+
+// projectOf gives the directory to show at /work, "" is none.
+func (o *runOptions) projectOf() (string, error) {
+	switch o.project {
+	case "none":
+		return "", nil
+	case "":
+		if o.requirements == "" && o.with == "" {
+			return "", nil
+		}
+		dir, err := os.Getwd()
+		if err != nil || unsafeProject(dir) {
+			return "", nil //nolint:nilerr // a directory that is gone is no project
+		}
+		return dir, nil
+	}
+	abs, err := filepath.Abs(o.project)
+	if err != nil {
+		return "", err
+	}
+	if st, err := os.Stat(abs); err != nil || !st.IsDir() {
+		return "", usage("", "--project %q: not a directory", o.project)
+	}
+	return abs, nil
+}
+
+// unsafeProject says whether a directory holds more than a project: showing
+// it must be asked for by name.
+func unsafeProject(dir string) bool {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	home, _ := os.UserHomeDir()
+	if dir == "/" || dir == home || dir == "/root" || filepath.Dir(dir) == "/home" || dir == "/home" || dir == "/tmp" || dir == "/mnt" || dir == "/media" || dir == "/srv" || dir == "/opt" {
+		return true
+	}
+	for _, p := range []string{"/usr", "/etc", "/var", "/proc", "/sys", "/dev", "/run", "/boot", "/bin", "/sbin", "/lib", "/lib64"} {
+		if dir == p || strings.HasPrefix(dir, p+"/") {
+			return !strings.HasPrefix(dir, "/var/lib/") && !strings.HasPrefix(dir, "/var/tmp/") || strings.Count(dir, "/") < 4
+		}
+	}
+	return false
+}
+
+// plan does all that comes before a sandbox, the bake too unless dry.
+func (o *runOptions) plan(ctx context.Context, c *command, args []string, dry bool) (*runtime.Plan, error) {
+	p, _, err := o.prepare(ctx, c, args, dry)
+	return p, err
+}
+
+func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry bool) (*runtime.Plan, envs.Phases, error) {
+	if o.file != "" {
+		if err := applyFile(c.flags, o.file); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := o.check(c.flags); err != nil {
+		return nil, nil, err
+	}
+	if len(args) == 0 {
+		return nil, nil, usage("give one after --: sbxrun run -- python3 script.py", "%s: no command", c.verb.name)
+	}
+	spec, err := o.spec(args)
+	if err != nil {
+		return nil, nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, nil, &runtime.Error{Op: c.verb.name, Stage: "plan", Err: errors.New("not root"), Hint: "run sbxrun as root: sudo sbxrun " + c.verb.name + " …"}
+	}
+	dir, err := o.projectOf()
+	if err != nil {
+		return nil, nil, err
+	}
+	if dir != "" {
+		taken := false
+		for _, v := range spec.Volumes {
+			taken = taken || v.Target == "/work"
+		}
+		if !taken {
+			spec.Volumes = append(spec.Volumes, runtime.Volume{Source: dir, Target: "/work", Mode: "O"})
+		}
+	}
+	host, err := runtime.Probe()
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := rootfs.OpenStore(c.dirs.Root)
+	if err != nil {
+		return nil, nil, err
+	}
+	if spec.Base, err = store.Base(o.base); err != nil {
+		return nil, nil, err
+	}
+	phases := envs.Phases{}
+	var env *envs.Env
+	mgr := newManager(c, store, host)
+	switch {
+	case o.with != "":
+		env, err = mgr.Get(o.with)
+	case o.requirements != "" && dry:
+		// Judge all else first: what would be baked has no digest yet.
+		_, err = runtime.NewPlan(spec, host, c.dirs)
+		if err == nil {
+			env, err = mgr.Find(o.recipe(spec.Base))
+		}
+		if err == nil && env == nil {
+			env = &envs.Env{Digest: "(not baked yet)", Vars: []string{"VIRTUAL_ENV=" + envs.EnvDir}}
+		}
+	case o.requirements != "":
+		// Bad input is refused before minutes of baking.
+		if _, err = runtime.NewPlan(spec, host, c.dirs); err == nil {
+			env, phases, err = mgr.Ensure(ctx, o.recipe(spec.Base))
+		}
+	}
+	if err != nil {
+		return nil, phases, err
+	}
+	if env != nil {
+		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Env: env.Vars, PathPrefix: env.PathPrefix()}
+	}
+	p, err := runtime.NewPlan(spec, host, c.dirs)
+	return p, phases, err
+}
+
+func run(c *command, o *runOptions, args []string) (code int, err error) {
+	sigs := make(chan os.Signal, 16)
+	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT)
+	signal.Ignore(unix.SIGPIPE)
+
+	rep, err := openReport(o.report)
+	if err != nil {
+		return 125, err
+	}
+	// A signal before there is a sandbox ends the bake.
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var early os.Signal
+	watched, unwatch := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			select {
+			case s := <-sigs:
+				if s == unix.SIGINT || s == unix.SIGTERM || s == unix.SIGHUP || s == unix.SIGQUIT {
+					early = s
+					cancel()
+				}
+			case <-unwatch:
+				return
+			}
+		}
+	}()
+	plan, phases, err := o.prepare(ctx, c, args, false)
+	close(unwatch)
+	<-watched
+	c.ui.Done()
+	var res *runtime.Result
+	switch {
+	case early != nil:
+		res = runtime.SetupFailed(fmt.Errorf("canceled by %s: %w", unix.SignalName(early.(unix.Signal)), context.Canceled))
+		res.ExitCode = 128 + int(early.(unix.Signal))
+		err = errors.New(res.Message)
+	case err != nil:
+		res = runtime.SetupFailed(err)
+		if o.requirements != "" && res.Stage == "" {
+			res.Stage = "bake"
+		}
+	default:
+		io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs}
+		if o.status >= 0 {
+			unix.CloseOnExec(o.status)
+			io.StatusFD = os.NewFile(uintptr(o.status), "json-status-fd")
+		}
+		res, err = runtime.Run(context.Background(), plan, io)
+	}
+	for k, v := range phases {
+		res.PhasesMS[k] += v
+	}
+	if err == nil && res.Message != "" && res.Status != runtime.StatusOK {
+		c.ui.note("%s", res.Message)
+	}
+	if err == nil && strings.Contains(res.Message, "teardown:") {
+		c.ui.error(errors.New(res.Message))
+	}
+	if rerr := rep.write(res); rerr != nil {
+		c.ui.error(rerr)
+		if res.ExitCode == 0 {
+			return 125, nil
+		}
+	}
+	return res.ExitCode, err
+}
+
+// report is where the report goes: a file that is replaced at once, or the
+// end of standard error.
+type report struct{ path string }
+
+// openReport makes sure, before anything is run, that it can be written.
+func openReport(path string) (*report, error) {
+	if path == "" || path == "-" {
+		return &report{path}, nil
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".report-*")
+	if err != nil {
+		if st, serr := os.Stat(path); serr == nil && !st.Mode().IsRegular() {
+			return &report{path}, nil // a device or a pipe
+		}
+		return nil, usage("give a file in a directory that is there and writable", "--report %q: %v", path, errors.Unwrap(err))
+	}
+	f.Close()
+	return &report{path}, os.Remove(f.Name())
+}
+
+func (r *report) write(res *runtime.Result) error {
+	if r.path == "" {
+		return nil
+	}
+	b, err := json.Marshal(res)
+	if err != nil {
+		return fmt.Errorf("encode report: %w", err)
+	}
+	b = append(b, '\n')
+	if r.path == "-" {
+		_, err = os.Stderr.Write(b)
+		return err
+	}
+	if st, err := os.Stat(r.path); err == nil && !st.Mode().IsRegular() {
+		return os.WriteFile(r.path, b, 0o600)
+	}
+	f, err := os.CreateTemp(filepath.Dir(r.path), ".report-*")
+	if err != nil {
+		return fmt.Errorf("write report: %w", err)
+	}
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), r.path)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write report %q: %w", r.path, err), os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// reportUsage writes the report of a run whose flags were wrong, if the flag
+// that names it can be found.
+func reportUsage(c *command, args []string, err error) {
+	o, ok := c.opts.(*runOptions)
+	if !ok || c.verb.name != "run" {
+		return
+	}
+	path := o.report
+	for i, a := range args {
+		if v, ok := strings.CutPrefix(a, "--report="); ok {
+			path = v
+		} else if a == "--report" && i+1 < len(args) {
+			path = args[i+1]
+		} else if a == "--" {
+			break
+		}
+	}
+	if rep, rerr := openReport(path); rerr == nil {
+		res := runtime.SetupFailed(err)
+		res.Stage = "usage"
+		_ = rep.write(res) // the error itself is told already
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/netns"
+	"github.com/sbxrun/sbxrun/rootfs"
+	"github.com/sbxrun/sbxrun/runtime"
+)
+
+// proxyAddress is where a bake's sandbox finds its way out.
+const proxyAddress = "127.0.0.1:3128"
+
+// runner runs the jobs of a bake, each in a sandbox.
+type runner struct {
+	dirs runtime.Dirs
+	host *runtime.Host
+}
+
+func newManager(c *command, store *rootfs.Store, host *runtime.Host) *envs.Manager {
+	return envs.Open(store, envs.Options{Runner: &runner{c.dirs, host}, Progress: c.ui})
+}
+
+// Run implements envs.Runner.
+func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err error) {
+	spec := runtime.Spec{Argv: job.Argv, Env: job.Env, Workdir: job.Dir, Base: job.Base, Degrade: []string{"idmap"}}
+	for _, b := range job.Binds {
+		v := runtime.Volume{Source: b.Source, Target: b.Target, Mode: "rw"}
+		if b.ReadOnly {
+			v.Mode = "ro"
+		}
+		spec.Volumes = append(spec.Volumes, v)
+	}
+	// Compiling and unpacking take what there is; a bake is bounded by what it
+	// is given: no way out but the index, no file but its own directory.
+	spec.Limits.MemoryBytes = 4 << 30
+	spec.Limits.CPUs = float64(r.host.CPUs)
+	spec.Limits.Pids = 1024
+	spec.Limits.WallTime = job.Timeout
+	spec.Limits.Ulimits = []runtime.Rlimit{{Name: "nofile", Soft: 8192, Hard: 8192}}
+	if len(job.AllowHosts) > 0 {
+		ns, err := netns.New()
+		if err != nil {
+			return res, err
+		}
+		defer ns.Close()
+		l, err := ns.Listen("tcp", proxyAddress)
+		if err != nil {
+			return res, err
+		}
+		var mu sync.Mutex
+		e := netns.Serve(l, job.AllowHosts, nil, func(ev netns.Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			if !ev.Allowed && ev.Rule == "not in the list" && len(res.Denied) < 8 && !strings.Contains(strings.Join(res.Denied, " "), ev.Host) {
+				res.Denied = append(res.Denied, ev.Host)
+			}
+		})
+		defer e.Close()
+		spec.Network = "ns:" + ns.Path()
+		for _, k := range []string{"HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"} {
+			spec.Env = append(spec.Env, k+"=http://"+proxyAddress)
+		}
+	}
+	plan, err := runtime.NewPlan(spec, r.host, r.dirs)
+	if err != nil {
+		return res, err
+	}
+	out, err := newCollector(job.Stdout)
+	if err != nil {
+		return res, err
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return res, err
+	}
+	defer null.Close()
+	plan.StopTimeout = 2 * time.Second
+	rr, err := runtime.Run(ctx, plan, runtime.IO{Stdin: null, Stdout: out.w, Stderr: out.w})
+	out.finish()
+	if err != nil {
+		return res, err
+	}
+	res.ExitCode, res.Message, res.Reason = rr.ExitCode, rr.Message, ""
+	if rr.Status == runtime.StatusKilled || rr.Reason == runtime.ReasonDisk {
+		res.Reason = string(rr.Reason)
+	}
+	return res, nil
+}
+
+// collector reads what a job prints.
+type collector struct {
+	w    *os.File
+	done chan struct{}
+}
+
+func newCollector(to io.Writer) (*collector, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("make pipe: %w", err)
+	}
+	c := &collector{w: w, done: make(chan struct{})}
+	if to == nil {
+		to = io.Discard
+	}
+	go func() {
+		defer close(c.done)
+		defer r.Close()
+		_, _ = io.Copy(to, r)
+	}()
+	return c, nil
+}
+
+func (c *collector) finish() {
+	c.w.Close()
+	<-c.done
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/pflag"
+)
+
+// otherSpellings are keys that other tools use for the same limits.
+var otherSpellings = map[string]func(n string) (flag, value string){
+	"max_cpu_percent": func(n string) (string, string) { return "cpus", n + "/100" },
+	"max_memory_mb":   func(n string) (string, string) { return "memory", n + "m" },
+	"max_disk_mb":     func(n string) (string, string) { return "disk", n + "m" },
+}
+
+// applyFile sets flags from a TOML file: its top level, or [tool.sbxrun] of a
+// pyproject.toml. Keys are the flags' names, with - or _. Flags on the command
+// line win. An unknown key is an error.
+func applyFile(f *pflag.FlagSet, path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return usage("", "read settings %q: %v", path, errors.Unwrap(err))
+	}
+	var doc map[string]any
+	if err := toml.Unmarshal(b, &doc); err != nil {
+		var d *toml.DecodeError
+		if errors.As(err, &d) {
+			row, _ := d.Position()
+			return usage("", "%s:%d: %v", path, row, d)
+		}
+		return usage("", "%s: %v", path, err)
+	}
+	table := doc
+	prefix := ""
+	if t, ok := doc["tool"].(map[string]any); ok {
+		s, ok := t["sbxrun"].(map[string]any)
+		if !ok {
+			return usage("add a table [tool.sbxrun]", "%s: no table [tool.sbxrun]", path)
+		}
+		table, prefix = s, "tool.sbxrun."
+	}
+	var keys []string
+	for k := range table {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	for _, k := range keys {
+		at := fmt.Sprintf("%s:%d", path, lineOf(b, k))
+		name := strings.ReplaceAll(k, "_", "-")
+		values, err := asStrings(table[k])
+		if err != nil {
+			return usage("", "%s: key %q: %v", at, prefix+k, err)
+		}
+		if other, ok := otherSpellings[k]; ok && len(values) == 1 {
+			var v string
+			name, v = other(values[0])
+			if n, ok := strings.CutSuffix(v, "/100"); ok {
+				var pct float64
+				if _, err := fmt.Sscanf(n, "%g", &pct); err != nil {
+					return usage("", "%s: key %q: not a number", at, prefix+k)
+				}
+				v = fmt.Sprint(pct / 100)
+			}
+			values = []string{v}
+		}
+		x := f.Lookup(name)
+		if x == nil || name == "file" || name == "root" || name == "state" {
+			return usage("keys are the names of run's flags", "%s: unknown key %q", at, prefix+k)
+		}
+		if x.Changed {
+			continue
+		}
+		if sv, ok := x.Value.(pflag.SliceValue); ok {
+			if err := sv.Replace(values); err != nil {
+				return usage("", "%s: key %q: %v", at, prefix+k, err)
+			}
+			x.Changed = true
+			continue
+		}
+		if len(values) != 1 {
+			return usage("", "%s: key %q: one value, not a list", at, prefix+k)
+		}
+		if err := f.Set(name, values[0]); err != nil {
+			return usage("", "%s: key %q: %s", at, prefix+k, flagProblem(err))
+		}
+	}
+	return nil
+}
+
+// asStrings gives the values of a key as a flag takes them; a table is a list
+// of key=value (env, labels, ulimits).
+func asStrings(v any) ([]string, error) {
+	switch v := v.(type) {
+	case string:
+		return []string{v}, nil
+	case bool, int64, float64:
+		return []string{fmt.Sprint(v)}, nil
+	case []any:
+		var out []string
+		for _, x := range v {
+			s, err := asStrings(x)
+			if err != nil || len(s) != 1 {
+				return nil, errors.New("a list of plain values")
+			}
+			out = append(out, s[0])
+		}
+		return out, nil
+	case map[string]any:
+		var out []string
+		for k, x := range v {
+			s, err := asStrings(x)
+			if err != nil || len(s) != 1 {
+				return nil, errors.New("a table of plain values")
+			}
+			out = append(out, k+"="+s[0])
+		}
+		sort.Strings(out)
+		return out, nil
+	}
+	return nil, fmt.Errorf("a value of a kind that no flag takes (%T)", v)
+}
+
+// lineOf finds the line of a key, for messages.
+func lineOf(b []byte, key string) int {
+	for i, line := range bytes.Split(b, []byte("\n")) {
+		l := strings.TrimSpace(string(line))
+		if k, _, ok := strings.Cut(l, "="); ok && strings.Trim(strings.TrimSpace(k), `"'`) == key || strings.HasSuffix(l, "."+key+"]") || l == "["+key+"]" {
+			return i + 1
+		}
+	}
+	return 1
+}

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/runtime"
+)
+
+// parseSize reads a size as docker does: a number and b, k, m, g, t or their
+// i-forms, all of 1024.
+func parseSize(s string) (int64, error) {
+	t := strings.ToLower(strings.TrimSpace(s))
+	num := strings.TrimRight(t, "bkmgti ")
+	unit := strings.TrimSpace(t[len(num):])
+	shift := map[string]uint{"": 0, "b": 0, "k": 10, "kb": 10, "ki": 10, "kib": 10, "m": 20, "mb": 20, "mi": 20, "mib": 20,
+		"g": 30, "gb": 30, "gi": 30, "gib": 30, "t": 40, "tb": 40, "ti": 40, "tib": 40}
+	sh, ok := shift[unit]
+	f, err := strconv.ParseFloat(num, 64)
+	if !ok || err != nil || strings.ContainsAny(num, "xXpPeE_nN+") {
+		return 0, fmt.Errorf("%q is not a size; write 512m or 2g", s)
+	}
+	f *= float64(uint64(1) << sh)
+	if f < 0 {
+		return 0, fmt.Errorf("%q is negative", s)
+	}
+	if f >= math.MaxInt64 {
+		return 0, fmt.Errorf("%q is too large", s)
+	}
+	return int64(f), nil
+}
+
+// parseDuration reads Go's form or plain seconds.
+func parseDuration(s string) (time.Duration, error) {
+	if f, err := strconv.ParseFloat(s, 64); err == nil && !strings.ContainsAny(s, "xXpPeE_nN") {
+		if f < 0 {
+			return 0, fmt.Errorf("%q is negative", s)
+		}
+		if f > float64(math.MaxInt64/int64(time.Second)) {
+			return 0, fmt.Errorf("%q is too long", s)
+		}
+		return time.Duration(f * float64(time.Second)), nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a duration; write 30, 1.5s or 10m", s)
+	}
+	if d < 0 {
+		return 0, fmt.Errorf("%q is negative", s)
+	}
+	return d, nil
+}
+
+// sizeValue and durationValue are flags. unlimited allows -1.
+type sizeValue struct {
+	v         *int64
+	unlimited bool
+}
+
+func (f sizeValue) String() string {
+	if f.v == nil || *f.v == 0 {
+		return ""
+	}
+	return strconv.FormatInt(*f.v, 10)
+}
+func (f sizeValue) Type() string { return "size" }
+func (f sizeValue) Set(s string) error {
+	if s == "-1" && f.unlimited {
+		*f.v = -1
+		return nil
+	}
+	n, err := parseSize(s)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return errors.New("must not be 0")
+	}
+	*f.v = n
+	return nil
+}
+
+type durationValue struct{ v *time.Duration }
+
+func (f durationValue) String() string {
+	if f.v == nil || *f.v == 0 {
+		return ""
+	}
+	return f.v.String()
+}
+func (f durationValue) Type() string { return "duration" }
+func (f durationValue) Set(s string) error {
+	d, err := parseDuration(s)
+	if err == nil {
+		*f.v = d
+	}
+	return err
+}
+
+// parseVolume reads -v SRC:DST[:OPTIONS] as docker does; a relative source is
+// relative to the current directory.
+func parseVolume(s string) (runtime.Volume, error) {
+	p := strings.Split(s, ":")
+	if len(p) < 2 || len(p) > 3 || p[0] == "" || p[1] == "" {
+		return runtime.Volume{}, fmt.Errorf("%q is not SOURCE:TARGET[:ro|rw|O]", s)
+	}
+	v := runtime.Volume{Source: p[0], Target: p[1], Mode: "rw"}
+	if len(p) == 3 {
+		for _, o := range strings.Split(p[2], ",") {
+			switch o {
+			case "ro", "rw", "O":
+				v.Mode = o
+			case "z", "Z": // labels: there is no SELinux labelling of ours
+			default:
+				return v, fmt.Errorf("%q: unknown option %q (ro, rw, O)", s, o)
+			}
+		}
+	}
+	return v, absSource(&v)
+}
+
+func absSource(v *runtime.Volume) error {
+	if strings.IndexByte(v.Source, 0) >= 0 || strings.IndexByte(v.Target, 0) >= 0 {
+		return errors.New("a path holds a NUL byte")
+	}
+	abs, err := filepath.Abs(v.Source)
+	if err != nil {
+		return err
+	}
+	v.Source = abs
+	if len(v.Target) > 1 {
+		v.Target = strings.TrimSuffix(v.Target, "/")
+	}
+	return nil
+}
+
+// parseMount reads docker's --mount type=…,source=…,target=….
+func parseMount(s string) (*runtime.Volume, *runtime.Tmpfs, error) {
+	var v runtime.Volume
+	var t runtime.Tmpfs
+	v.Mode = "rw"
+	kind := "bind"
+	for _, kv := range strings.Split(s, ",") {
+		k, val, has := strings.Cut(kv, "=")
+		var err error
+		switch k {
+		case "type":
+			kind = val
+		case "source", "src":
+			v.Source = val
+		case "target", "dst", "destination":
+			v.Target, t.Target = val, val
+		case "readonly", "ro":
+			if !has || val == "true" || val == "1" {
+				v.Mode = "ro"
+			}
+		case "tmpfs-size":
+			t.SizeBytes, err = parseSize(val)
+		case "tmpfs-mode":
+			var m uint64
+			m, err = strconv.ParseUint(val, 8, 12)
+			t.Mode = uint32(m)
+		default:
+			err = fmt.Errorf("unknown option %q", k)
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("%q: %w", s, err)
+		}
+	}
+	switch {
+	case v.Target == "":
+		return nil, nil, fmt.Errorf("%q has no target", s)
+	case kind == "tmpfs":
+		return nil, &t, nil
+	case kind == "bind" && v.Source != "":
+		return &v, nil, absSource(&v)
+	case kind == "bind":
+		return nil, nil, fmt.Errorf("%q has no source", s)
+	}
+	return nil, nil, fmt.Errorf("%q: type %q is not bind or tmpfs", s, kind)
+}
+
+// parseTmpfs reads --tmpfs TARGET[:size=…,mode=…,exec].
+func parseTmpfs(s string) (runtime.Tmpfs, error) {
+	target, opts, _ := strings.Cut(s, ":")
+	t := runtime.Tmpfs{Target: target}
+	for _, o := range strings.Split(opts, ",") {
+		k, v, _ := strings.Cut(o, "=")
+		var err error
+		switch k {
+		case "", "rw", "noexec", "nosuid", "nodev":
+		case "exec":
+			t.Exec = true
+		case "size":
+			t.SizeBytes, err = parseSize(v)
+		case "mode":
+			var m uint64
+			m, err = strconv.ParseUint(v, 8, 12)
+			t.Mode = uint32(m)
+		default:
+			err = fmt.Errorf("unknown option %q", k)
+		}
+		if err != nil {
+			return t, fmt.Errorf("%q: %w", s, err)
+		}
+	}
+	return t, nil
+}
+
+// parseUlimit reads docker's name=soft[:hard].
+func parseUlimit(s string) (runtime.Rlimit, error) {
+	name, v, ok := strings.Cut(s, "=")
+	soft, hard, two := strings.Cut(v, ":")
+	if !two {
+		hard = soft
+	}
+	r := runtime.Rlimit{Name: strings.ToLower(name)}
+	for _, p := range []struct {
+		s string
+		n *uint64
+	}{{soft, &r.Soft}, {hard, &r.Hard}} {
+		if p.s == "-1" || p.s == "unlimited" {
+			*p.n = math.MaxUint64
+			continue
+		}
+		n, err := strconv.ParseUint(p.s, 10, 63)
+		if err != nil || !ok || name == "" {
+			return r, fmt.Errorf("%q is not NAME=SOFT[:HARD]", s)
+		}
+		*p.n = n
+	}
+	return r, nil
+}
+
+// parseEnv reads -e: KEY=VALUE, or KEY for the caller's own value (nothing
+// where the caller has none), as docker does.
+func parseEnv(list, files []string) ([]string, error) {
+	var out []string
+	add := func(kv, where string) error {
+		k, _, has := strings.Cut(kv, "=")
+		if k == "" || strings.IndexByte(kv, 0) >= 0 {
+			return fmt.Errorf("%s%q is not KEY=VALUE", where, kv)
+		}
+		if !has {
+			v, ok := os.LookupEnv(k)
+			if !ok {
+				return nil
+			}
+			kv = k + "=" + v
+		}
+		out = append(out, kv)
+		return nil
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return nil, fmt.Errorf("read --env-file: %w", err)
+		}
+		for i, line := range strings.Split(string(b), "\n") {
+			line = strings.TrimLeft(strings.TrimSuffix(line, "\r"), " \t")
+			if line == "" || line[0] == '#' {
+				continue
+			}
+			if err := add(line, fmt.Sprintf("%s:%d: ", f, i+1)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, kv := range list {
+		if err := add(kv, ""); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// parseSignal reads TERM, SIGTERM or 15.
+func parseSignal(s string) (int, error) {
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n < 65 {
+		return n, nil
+	}
+	if n := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")); n != 0 {
+		return int(n), nil
+	}
+	return 0, fmt.Errorf("%q is not a signal", s)
+}

@@ -1,0 +1,405 @@
+package rootfs
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// AddBase adds a base from a directory, a tarball of a root, a `docker save`
+// archive or an OCI image layout (directory or archive). The layers of an
+// image are applied one on the other and stored as one. Owners and set-id bits
+// are not kept: everything belongs to root inside.
+func (s *Store) AddBase(ctx context.Context, name, source string, progress func(string)) (_ Base, err error) {
+	if err := checkBaseName(name); err != nil {
+		return Base{}, err
+	}
+	record := s.Path("bases", name+".json")
+	if _, serr := os.Stat(record); serr == nil || name == "host" {
+		return Base{}, &hinted{fmt.Errorf("add base %q: %w", name, os.ErrExist), "sbxrun base rm " + name + ", or choose another name"}
+	}
+	if progress == nil {
+		progress = func(string) {}
+	}
+	st, err := os.Stat(source)
+	if err != nil {
+		return Base{}, &hinted{fmt.Errorf("add base from %q: %w", source, errors.Unwrap(err)), "a directory, a tarball, a docker save archive or an OCI layout"}
+	}
+	if _, err := s.GC(ctx); err != nil {
+		return Base{}, err
+	}
+	release, err := s.Lock(ctx, "objects", false)
+	if err != nil {
+		return Base{}, err
+	}
+	defer release()
+	tmp, done, err := s.TempDir("base")
+	if err != nil {
+		return Base{}, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+
+	root := source // a plain directory is read where it is
+	var env []string
+	image := ""
+	switch {
+	case st.IsDir() && isFile(filepath.Join(source, "oci-layout")), st.IsDir() && isFile(filepath.Join(source, "manifest.json")) && isFile(filepath.Join(source, "repositories")):
+		image = source
+	case st.IsDir():
+	case !st.Mode().IsRegular():
+		return Base{}, fmt.Errorf("add base from %q: neither a file nor a directory", source)
+	default:
+		kind, err := archiveKind(source)
+		if err != nil {
+			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+		}
+		to := filepath.Join(tmp, "root")
+		if kind == "image" {
+			to = filepath.Join(tmp, "image")
+			image = to
+		}
+		if err := os.Mkdir(to, 0o755); err != nil {
+			return Base{}, err
+		}
+		progress("unpack " + filepath.Base(source))
+		if err := unpack(ctx, source, to, false); err != nil {
+			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+		}
+		root = to
+	}
+	if image != "" {
+		root = filepath.Join(tmp, "root")
+		if err := os.MkdirAll(root, 0o755); err != nil {
+			return Base{}, err
+		}
+		if env, err = applyImage(ctx, image, root, progress); err != nil {
+			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+		}
+	}
+	if root != source {
+		// Mountpoints that every sandbox needs: a bind cannot make them in a
+		// read-only layer.
+		for _, d := range skeletonDirs {
+			if _, err := os.Lstat(filepath.Join(root, d)); errors.Is(err, os.ErrNotExist) {
+				_ = os.Mkdir(filepath.Join(root, d), 0o755) // where it cannot be, the upper has it
+			}
+		}
+	}
+	progress("store")
+	d, err := os.Open(root)
+	if err != nil {
+		return Base{}, err
+	}
+	defer d.Close()
+	m, err := s.AddTree(ctx, d, func(p string) bool {
+		return root == source && special(filepath.Join(root, p))
+	})
+	if err != nil {
+		return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+	}
+	if len(m.Entries) == 0 {
+		return Base{}, fmt.Errorf("add base from %q: it is empty", source)
+	}
+	if _, err := s.PublishLayer(ctx, m); err != nil {
+		return Base{}, err
+	}
+	r := baseRecord{Base: Base{Name: name, Digest: m.Digest(), Env: env}, Layers: []string{m.Digest()}}
+	r.Info = BaseInfo{Name: name, Digest: m.Digest(), Source: source}
+	for _, e := range m.Entries {
+		r.Info.SizeBytes += e.Size
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return Base{}, err
+	}
+	if err := s.WriteFile(record, b); err != nil {
+		return Base{}, err
+	}
+	return s.Base(name)
+}
+
+// special says whether a path of a live directory is no part of a base:
+// devices, sockets, pipes.
+func special(p string) bool {
+	st, err := os.Lstat(p)
+	return err == nil && st.Mode()&(os.ModeDevice|os.ModeSocket|os.ModeNamedPipe|os.ModeCharDevice) != 0
+}
+
+// ctxReader ends when its context does.
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c ctxReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+func unpack(ctx context.Context, file, to string, whiteouts bool) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	x, err := newExtractor(to, whiteouts)
+	if err != nil {
+		return err
+	}
+	defer x.close()
+	return x.apply(ctxReader{ctx, f})
+}
+
+// archiveKind looks at the names in an archive: "image" or "root".
+func archiveKind(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	z, err := decompress(f)
+	if err != nil {
+		return "", err
+	}
+	defer z.Close()
+	tr := tar.NewReader(z)
+	for n := 0; ; n++ {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) && n > 0 {
+			return "root", nil
+		}
+		if err != nil {
+			return "", &hinted{fmt.Errorf("not a tar archive: %w", err), "a tarball, gzip or zstd or plain"}
+		}
+		switch strings.TrimPrefix(h.Name, "./") {
+		case "oci-layout", "manifest.json", "index.json":
+			return "image", nil
+		case "etc/", "usr/", "bin/", "usr", "etc", "bin", "lib/":
+			return "root", nil
+		}
+	}
+}
+
+type descriptor struct {
+	MediaType string
+	Digest    string
+	Platform  *struct{ Architecture, OS string }
+}
+
+// imageConfig is what we read of an image's configuration.
+type imageConfig struct {
+	Config struct{ Env []string }
+	RootFS struct {
+		DiffIDs []string `json:"diff_ids"`
+	}
+}
+
+// layerFile is one layer of an image: where it is and what it must be.
+type layerFile struct {
+	path   string
+	digest string // of the file; "" is unknown
+	diffID string // of the unpacked bytes; "" is unknown
+}
+
+// applyImage reads an image's description and applies its layers to root.
+func applyImage(ctx context.Context, dir, root string, progress func(string)) (env []string, err error) {
+	layers, cfg, err := readImage(dir)
+	if err != nil {
+		return nil, err
+	}
+	if n := len(cfg.RootFS.DiffIDs); n != 0 && n != len(layers) {
+		return nil, fmt.Errorf("image has %d layers and %d digests", len(layers), n)
+	}
+	x, err := newExtractor(root, true)
+	if err != nil {
+		return nil, err
+	}
+	defer x.close()
+	for i, l := range layers {
+		if i < len(cfg.RootFS.DiffIDs) {
+			l.diffID = cfg.RootFS.DiffIDs[i]
+		}
+		progress(fmt.Sprintf("layer %d of %d", i+1, len(layers)))
+		if err := applyLayer(ctx, x, dir, l); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i+1, err)
+		}
+	}
+	for _, kv := range cfg.Config.Env {
+		if k, _, ok := strings.Cut(kv, "="); ok && k != "" && strings.IndexByte(kv, 0) < 0 {
+			env = append(env, kv)
+		}
+	}
+	return env, nil
+}
+
+// applyLayer checks both digests before the first byte is unpacked.
+func applyLayer(ctx context.Context, x *extractor, dir string, l layerFile) error {
+	f, err := openBelow(dir, l.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	check := func(want string, r io.Reader) error {
+		if want == "" {
+			return nil
+		}
+		h := sha256.New()
+		if _, err := io.Copy(h, io.LimitReader(ctxReader{ctx, r}, maxTarBytes)); err != nil {
+			return err
+		}
+		if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != want {
+			return fmt.Errorf("digest is %s, not %s", got, want)
+		}
+		return nil
+	}
+	if l.digest == "" && l.diffID == "" {
+		return errors.New("no digest to check it against")
+	}
+	if err := check(l.digest, f); err != nil {
+		return err
+	}
+	if l.digest == "" { // docker save: only the unpacked bytes have one
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		z, err := decompress(f)
+		if err != nil {
+			return err
+		}
+		err = check(l.diffID, z)
+		z.Close()
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return x.apply(ctxReader{ctx, f})
+}
+
+// openBelow opens a file of an image: no name in it leads out.
+func openBelow(dir, name string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %q: %w", dir, err)
+	}
+	defer unix.Close(fd)
+	f, err := unix.Openat2(fd, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return nil, fmt.Errorf("open %q in image: %w", name, err)
+	}
+	return os.NewFile(uintptr(f), name), nil
+}
+
+func readJSON(dir, name, digest string, v any) error {
+	f, err := openBelow(dir, name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 16<<20))
+	if err != nil {
+		return fmt.Errorf("read %q: %w", name, err)
+	}
+	if sum := sha256.Sum256(b); digest != "" && digest != "sha256:"+hex.EncodeToString(sum[:]) {
+		return fmt.Errorf("read %q: digest is not %s", name, digest)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("read %q: %w", name, err)
+	}
+	return nil
+}
+
+func blob(digest string) (string, error) {
+	h, err := hexOf(digest)
+	return "blobs/sha256/" + h, err
+}
+
+// readImage finds the layers of the one image for this machine.
+func readImage(dir string) (layers []layerFile, cfg imageConfig, err error) {
+	if !isFile(filepath.Join(dir, "index.json")) {
+		return readDockerSave(dir)
+	}
+	var index struct {
+		Manifests []descriptor
+		Layers    []descriptor
+		Config    *descriptor
+	}
+	if err := readJSON(dir, "index.json", "", &index); err != nil {
+		return nil, cfg, err
+	}
+	for hops := 0; index.Config == nil; hops++ {
+		var pick *descriptor
+		for i, d := range index.Manifests {
+			if d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == goruntime.GOARCH {
+				pick = &index.Manifests[i]
+				break
+			}
+		}
+		if pick == nil || hops > 4 {
+			return nil, cfg, fmt.Errorf("no image for linux/%s in it", goruntime.GOARCH)
+		}
+		p, err := blob(pick.Digest)
+		if err != nil {
+			return nil, cfg, err
+		}
+		index.Manifests = nil
+		if err := readJSON(dir, p, pick.Digest, &index); err != nil {
+			return nil, cfg, err
+		}
+	}
+	p, err := blob(index.Config.Digest)
+	if err != nil {
+		return nil, cfg, err
+	}
+	if err := readJSON(dir, p, index.Config.Digest, &cfg); err != nil {
+		return nil, cfg, err
+	}
+	for _, l := range index.Layers {
+		p, err := blob(l.Digest)
+		if err != nil {
+			return nil, cfg, err
+		}
+		layers = append(layers, layerFile{path: p, digest: l.Digest})
+	}
+	return layers, cfg, nil
+}
+
+func readDockerSave(dir string) (layers []layerFile, cfg imageConfig, err error) {
+	var list []struct {
+		Config string
+		Layers []string
+	}
+	if err := readJSON(dir, "manifest.json", "", &list); err != nil {
+		return nil, cfg, err
+	}
+	if len(list) != 1 {
+		return nil, cfg, &hinted{fmt.Errorf("it holds %d images", len(list)), "save one image: docker save NAME:TAG"}
+	}
+	// The file's name is the digest of the configuration.
+	digest := ""
+	if h := strings.TrimSuffix(filepath.Base(list[0].Config), ".json"); len(h) == 64 {
+		digest = "sha256:" + h
+	}
+	if err := readJSON(dir, list[0].Config, digest, &cfg); err != nil {
+		return nil, cfg, err
+	}
+	for _, l := range list[0].Layers {
+		layers = append(layers, layerFile{path: l})
+	}
+	return layers, cfg, nil
+}
