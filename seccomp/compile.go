@@ -40,21 +40,25 @@ type span struct {
 }
 
 // Compile gives the filter for this architecture: a check of the architecture,
-// then a binary search over ranges of numbers.
-func (p *Policy) Compile() (Filter, error) {
-	byNr := map[uint32][]Rule{}
-	for _, r := range p.rules {
-		if nr, ok := numbers[r.Name]; ok { // others are not of this architecture
-			byNr[nr] = append(byNr[nr], r)
-		}
-	}
+// then a binary search over ranges of numbers. A rule that no filter can
+// express is an error.
+func (p *Policy) Compile() (Filter, error) { return p.compile(native) }
+
+func (p *Policy) compile(t *arch) (Filter, error) {
+	nrs := make(map[string]uint32, len(t.numbers))
 	last := uint32(0)
-	for _, nr := range numbers {
-		last = max(last, nr)
+	for _, n := range t.numbers {
+		nrs[n.name], last = n.nr, max(last, n.nr)
 	}
 	known := make([]bool, last+1)
-	for _, nr := range numbers {
-		known[nr] = true
+	for _, n := range t.numbers {
+		known[n.nr] = true
+	}
+	byNr := map[uint32][]Rule{}
+	for _, r := range p.rules {
+		if nr, ok := nrs[r.Name]; ok { // others are not of this architecture
+			byNr[nr] = append(byNr[nr], r)
+		}
 	}
 	var spans []span
 	for nr := uint32(0); nr <= last; nr++ {
@@ -74,13 +78,14 @@ func (p *Policy) Compile() (Filter, error) {
 
 	prog := []insn{
 		{ldAbs, 0, 0, offArc},
-		{jeqK, 1, 0, auditID},
+		{jeqK, 1, 0, t.auditID},
 		{retK, 0, 0, uint32(p.foreign)},
 		{ldAbs, 0, 0, offNr},
 	}
-	if x32Bit != 0 {
-		// Numbers of the x32 ABI pass as the native architecture.
-		prog = append(prog, insn{jgeK, 0, 1, x32Bit}, insn{retK, 0, 0, uint32(p.foreign)})
+	if t.x32Bit != 0 {
+		// Calls of the x32 ABI come with the native architecture and this bit.
+		// -1 is no call of any ABI: a tracer's way to skip one.
+		prog = append(prog, insn{jgeK, 0, 2, t.x32Bit}, insn{jeqK, 1, 0, 0xffffffff}, insn{retK, 0, 0, uint32(p.foreign)})
 	}
 	prog = append(prog, search(spans)...)
 	if len(prog) > maxInsns {
@@ -88,9 +93,9 @@ func (p *Policy) Compile() (Filter, error) {
 	}
 	out := make(Filter, 0, 8*len(prog))
 	for _, i := range prog {
-		out = binary.NativeEndian.AppendUint16(out, i.code)
+		out = binary.LittleEndian.AppendUint16(out, i.code)
 		out = append(out, i.jt, i.jf)
-		out = binary.NativeEndian.AppendUint32(out, i.k)
+		out = binary.LittleEndian.AppendUint32(out, i.k)
 	}
 	return out, nil
 }
@@ -137,6 +142,9 @@ func (p *Policy) block(rules []Rule) ([]insn, error) {
 				fails = append(fails, len(tests))
 				tests = append(tests, insn{jeqK, 0, 0, value})
 			}
+			if a.Op == MaskedEqual && a.Value&^a.Mask != 0 || a.Op == EqualLow32 && a.Value>>32 != 0 {
+				return nil, fmt.Errorf("compile rule for %s: value %#x can never be", r.Name, a.Value)
+			}
 			switch a.Op {
 			case Equal:
 				word(hi, 0, uint32(a.Value>>32), false)
@@ -146,13 +154,14 @@ func (p *Policy) block(rules []Rule) ([]insn, error) {
 			case MaskedEqual:
 				if a.Mask>>32 != 0 {
 					word(hi, uint32(a.Mask>>32), uint32(a.Value>>32), true)
-				} else if a.Value>>32 != 0 {
-					return nil, fmt.Errorf("compile rule for %s: value outside the mask", r.Name)
 				}
 				word(lo, uint32(a.Mask), uint32(a.Value), true)
 			default:
 				return nil, fmt.Errorf("compile rule for %s: comparison %d", r.Name, a.Op)
 			}
+		}
+		if len(tests) > 200 { // jumps are 8 bits
+			return nil, fmt.Errorf("compile rule for %s: %d conditions", r.Name, len(r.Args))
 		}
 		for _, i := range fails {
 			tests[i].jf = uint8(len(tests) - i) // past ret

@@ -8,43 +8,42 @@ import (
 
 // removed is what moby allows and we do not, each with its reason. The reasons
 // are printed in docs/seccomp.md.
-var removed = map[string]string{
-	"bpf":                     "attack surface of the verifier; no sandbox loads programs",
-	"fsconfig":                "CVE-2022-0185 class: file system parsers reached from inside",
-	"fsmount":                 "mounting is the supervisor's",
-	"fsopen":                  "mounting is the supervisor's",
-	"fspick":                  "mounting is the supervisor's",
-	"io_uring_enter":          "operations that pass no filter, and a long list of escapes",
-	"io_uring_register":       "as io_uring_enter",
-	"io_uring_setup":          "as io_uring_enter",
-	"kcmp":                    "tells kernel addresses apart; for debuggers",
-	"keyctl":                  "keyrings are not namespaced",
-	"memfd_secret":            "memory that the host cannot account for or inspect",
-	"modify_ldt":              "16-bit segments: a recurring source of kernel bugs, of use to emulators only",
-	"mount_setattr":           "mounting is the supervisor's",
-	"move_mount":              "mounting is the supervisor's",
-	"name_to_handle_at":       "half of the open_by_handle_at escape, and tells paths apart outside the root",
-	"open_by_handle_at":       "opens files outside the root (shocker)",
-	"open_tree":               "mounting is the supervisor's",
-	"perf_event_open":         "side channels and a large attack surface",
-	"pidfd_getfd":             "takes descriptors from other processes",
-	"process_madvise":         "acts on other processes",
-	"process_vm_readv":        "reads other processes' memory past ptrace's checks",
-	"process_vm_writev":       "writes other processes' memory",
-	"ptrace":                  "a traced process can be made to do what the tracer may not (and changes its calls after the filter saw them before Linux 4.8)",
-	"socketcall":              "hides the address family from the filter",
-	"userfaultfd":             "holds the kernel in the middle of a copy: makes races winnable",
-	"vmsplice":                "with splice, the way to write to page-cache pages that others read (Dirty Pipe class)",
-	"openat2":                 "its mode lies in memory, where the filter cannot see it; callers fall back on ENOSYS",
-	"clone3":                  "its flags lie in memory, where the filter cannot see them; the C library falls back on ENOSYS",
-	"quotactl":                "no sandbox manages quotas",
-	"quotactl_fd":             "no sandbox manages quotas",
-	"map_shadow_stack":        "",
-	"set_mempolicy_home_node": "",
+var removed = []struct{ name, reason string }{
+	{"bpf", "attack surface of the verifier; no sandbox loads programs"},
+	{"fsconfig", "CVE-2022-0185 class: file system parsers reached from inside"},
+	{"fsmount", "mounting is the supervisor's"},
+	{"fsopen", "mounting is the supervisor's"},
+	{"fspick", "mounting is the supervisor's"},
+	{"io_uring_enter", "operations that pass no filter, and a long list of escapes"},
+	{"io_uring_register", "as io_uring_enter"},
+	{"io_uring_setup", "as io_uring_enter"},
+	{"kcmp", "tells kernel addresses apart; for debuggers"},
+	{"keyctl", "keyrings are not namespaced"},
+	{"memfd_secret", "memory that the host cannot account for or inspect"},
+	{"modify_ldt", "16-bit segments: a recurring source of kernel bugs, of use to emulators only"},
+	{"mount_setattr", "mounting is the supervisor's"},
+	{"move_mount", "mounting is the supervisor's"},
+	{"name_to_handle_at", "half of the open_by_handle_at escape, and tells paths apart outside the root"},
+	{"open_by_handle_at", "opens files outside the root (shocker)"},
+	{"open_tree", "mounting is the supervisor's"},
+	{"perf_event_open", "side channels and a large attack surface"},
+	{"pidfd_getfd", "takes descriptors from other processes"},
+	{"process_madvise", "acts on other processes"},
+	{"process_vm_readv", "reads other processes' memory past ptrace's checks"},
+	{"process_vm_writev", "writes other processes' memory"},
+	{"ptrace", "a traced process can be made to do what the tracer may not (and changes its calls after the filter saw them before Linux 4.8)"},
+	{"socketcall", "hides the address family from the filter"},
+	{"userfaultfd", "holds the kernel in the middle of a copy: makes races winnable"},
+	{"vmsplice", "with splice, the way to write to page-cache pages that others read (Dirty Pipe class)"},
+	{"openat2", "its mode lies in memory, where the filter cannot see it; callers fall back on ENOSYS"},
+	{"clone3", "its flags lie in memory, where the filter cannot see them; the C library falls back on ENOSYS"},
+	{"quotactl", "no sandbox manages quotas"},
+	{"quotactl_fd", "no sandbox manages quotas"},
+	{"map_shadow_stack", ""},
+	{"set_mempolicy_home_node", ""},
 }
 
 const (
-	setIDBits = 0o6000
 	oCreat    = 0o100
 	oTmpfile  = 0o20000000
 	tiocsti   = 0x5412
@@ -53,14 +52,19 @@ const (
 	cloneNamespaces = 0x7E020000
 )
 
+var defaultPolicy = sync.OnceValue(func() *Policy { return build(native) })
+
 // Default is the policy of every sandbox: an allow-list after moby's for a
 // process without capabilities, less what removed says, with conditions on
 // what is dangerous by its arguments.
-var Default = sync.OnceValue(func() *Policy {
+func Default() *Policy { return defaultPolicy() }
+
+func build(t *arch) *Policy {
 	p := &Policy{deflt: Errno(unix.EPERM), unknown: Errno(unix.ENOSYS), foreign: Kill}
+	p.rules = make([]Rule, 0, 512)
 	add := func(r Rule) { p.rules = append(p.rules, r) }
 
-	conditional := map[string]bool{}
+	conditional := make(map[string]bool, 512)
 	deny := func(name, reason string, args ...Arg) {
 		conditional[name] = true
 		add(Rule{Name: name, Args: args, Action: Errno(unix.EPERM), Reason: reason})
@@ -80,7 +84,7 @@ var Default = sync.OnceValue(func() *Policy {
 	for _, bit := range []uint64{0o4000, 0o2000} {
 		const why = "makes a set-user-id or set-group-id file, which could come to be on a volume of the host's"
 		mode := func(i uint8) Arg { return Arg{Index: i, Op: MaskedEqual, Mask: bit, Value: bit} }
-		for name, i := range map[string]uint8{"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2} {
+		for name, i := range map[string]uint8{"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mkdir": 1, "mkdirat": 2, "mknod": 1, "mknodat": 2} {
 			deny(name, why, mode(i))
 		}
 		for _, flag := range []uint64{oCreat, oTmpfile} {
@@ -88,7 +92,7 @@ var Default = sync.OnceValue(func() *Policy {
 			deny("openat", why, Arg{Index: 2, Op: MaskedEqual, Mask: flag, Value: flag}, mode(3))
 		}
 	}
-	for _, name := range []string{"chmod", "fchmod", "fchmodat", "fchmodat2", "creat", "mknod", "mknodat", "open", "openat"} {
+	for _, name := range []string{"chmod", "fchmod", "fchmodat", "fchmodat2", "creat", "mkdir", "mkdirat", "mknod", "mknodat", "open", "openat"} {
 		allow(name)
 	}
 
@@ -100,18 +104,20 @@ var Default = sync.OnceValue(func() *Policy {
 
 	// Everything else is attack surface that no job needs: AF_ALG, AF_VSOCK,
 	// AF_KEY, AF_RXRPC, AF_PACKET, xfrm (CVE-2026-31431 and its family).
+	// All three parameters are ints: the kernel looks at the low 32 bits.
 	for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6} {
-		allow("socket", Arg{Index: 0, Op: Equal, Value: family})
+		allow("socket", Arg{Index: 0, Op: EqualLow32, Value: family})
 	}
-	allow("socket", Arg{Index: 0, Op: Equal, Value: unix.AF_NETLINK}, Arg{Index: 2, Op: Equal, Value: unix.NETLINK_ROUTE})
-	allow("socketpair", Arg{Index: 0, Op: Equal, Value: unix.AF_UNIX})
+	allow("socket", Arg{Index: 0, Op: EqualLow32, Value: unix.AF_NETLINK}, Arg{Index: 2, Op: EqualLow32, Value: unix.NETLINK_ROUTE})
+	allow("socketpair", Arg{Index: 0, Op: EqualLow32, Value: unix.AF_UNIX})
 
 	// moby's own list of harmless personalities.
 	for _, v := range []uint64{0, 0x8, 0x20000, 0x20008, 0xffffffff} {
 		allow("personality", Arg{Index: 0, Op: Equal, Value: v})
 	}
 
-	for name, reason := range removed {
+	for _, r := range removed {
+		name, reason := r.name, r.reason
 		act := Errno(unix.EPERM)
 		if name == "clone3" || name == "openat2" || reason == "" {
 			act = Errno(unix.ENOSYS)
@@ -122,7 +128,7 @@ var Default = sync.OnceValue(func() *Policy {
 		conditional[name] = true
 		add(Rule{Name: name, Action: act, Reason: reason})
 	}
-	for _, list := range [][]string{mobyAllowed, archAllowed()} {
+	for _, list := range [][]string{mobyAllowed, t.allowed} {
 		for _, name := range list {
 			if !conditional[name] {
 				conditional[name] = true
@@ -131,4 +137,4 @@ var Default = sync.OnceValue(func() *Policy {
 		}
 	}
 	return p.sorted()
-})
+}

@@ -7,9 +7,10 @@ package seccomp
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"sort"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -74,7 +75,13 @@ type Policy struct {
 }
 
 // Rules gives a copy of the rules, ordered by name and then by precedence.
-func (p *Policy) Rules() []Rule { return append([]Rule{}, p.rules...) }
+func (p *Policy) Rules() []Rule {
+	out := append([]Rule{}, p.rules...)
+	for i := range out {
+		out[i].Args = append([]Arg{}, out[i].Args...)
+	}
+	return out
+}
 
 // String prints the policy, a line a rule.
 func (p *Policy) String() string {
@@ -105,15 +112,39 @@ func argsString(args []Arg) string {
 }
 
 // compilerVersion changes when the same policy would compile to other bytes.
-const compilerVersion = "1"
+const compilerVersion = "2"
 
-// Digest identifies the policy and what it compiles to on this architecture.
+// Digest identifies the policy and what it compiles to on this architecture:
+// "sha256:…". It is asked for at every launch, hence no printing.
 func (p *Policy) Digest() string {
-	h := sha256.Sum256([]byte(compilerVersion + "\n" + archName + "\n" + p.String()))
+	b := make([]byte, 0, 32<<10)
+	str := func(s string) { b = append(append(b, s...), 0) }
+	num := func(v uint64) { b = binary.LittleEndian.AppendUint64(b, v) }
+	str(compilerVersion)
+	str(native.name)
+	for _, a := range []Action{p.deflt, p.unknown, p.foreign} {
+		num(uint64(a))
+	}
+	for _, r := range p.rules {
+		str(r.Name)
+		num(uint64(r.Action))
+		num(uint64(len(r.Args)))
+		for _, a := range r.Args {
+			num(uint64(a.Index)<<8 | uint64(a.Op))
+			num(a.Value)
+			num(a.Mask)
+		}
+	}
+	// The table decides which numbers are unknown.
+	for _, n := range native.numbers {
+		str(n.name)
+		b = binary.LittleEndian.AppendUint32(b, n.nr)
+	}
+	h := sha256.Sum256(b)
 	return "sha256:" + hex.EncodeToString(h[:])
 }
 
 func (p *Policy) sorted() *Policy {
-	sort.SliceStable(p.rules, func(i, j int) bool { return p.rules[i].Name < p.rules[j].Name })
+	slices.SortStableFunc(p.rules, func(a, b Rule) int { return strings.Compare(a.Name, b.Name) })
 	return p
 }
