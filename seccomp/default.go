@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removed is what moby allows and we do not, each with its reason. The reasons
-// are printed in docs/seccomp.md.
+// removed is what we refuse although moby allows it, or allows it to a process
+// with some capability, or does not know it; docs/seccomp.md prints the reasons.
 var removed = []struct{ name, reason string }{
 	{"bpf", "attack surface of the verifier; no sandbox loads programs"},
 	{"fsconfig", "CVE-2022-0185 class: file system parsers reached from inside"},
@@ -39,8 +39,8 @@ var removed = []struct{ name, reason string }{
 	{"clone3", "its flags lie in memory, where the filter cannot see them; the C library falls back on ENOSYS"},
 	{"quotactl", "no sandbox manages quotas"},
 	{"quotactl_fd", "no sandbox manages quotas"},
-	{"map_shadow_stack", ""},
-	{"set_mempolicy_home_node", ""},
+	{"map_shadow_stack", "of the C library's own start only, which falls back on ENOSYS"},
+	{"set_mempolicy_home_node", "memory policy is the host's; callers fall back on ENOSYS"},
 }
 
 const (
@@ -64,13 +64,13 @@ func build(t *arch) *Policy {
 	p.rules = make([]Rule, 0, 512)
 	add := func(r Rule) { p.rules = append(p.rules, r) }
 
-	conditional := make(map[string]bool, 512)
+	decided := make(map[string]bool, 512)
 	deny := func(name, reason string, args ...Arg) {
-		conditional[name] = true
+		decided[name] = true
 		add(Rule{Name: name, Args: args, Action: Errno(unix.EPERM), Reason: reason})
 	}
 	allow := func(name string, args ...Arg) {
-		conditional[name] = true
+		decided[name] = true
 		add(Rule{Name: name, Args: args, Action: Allow})
 	}
 
@@ -117,21 +117,18 @@ func build(t *arch) *Policy {
 	}
 
 	for _, r := range removed {
-		name, reason := r.name, r.reason
 		act := Errno(unix.EPERM)
-		if name == "clone3" || name == "openat2" || reason == "" {
+		switch r.name {
+		case "clone3", "openat2", "map_shadow_stack", "set_mempolicy_home_node":
 			act = Errno(unix.ENOSYS)
 		}
-		if reason == "" {
-			reason = "too new to be known; callers fall back on ENOSYS"
-		}
-		conditional[name] = true
-		add(Rule{Name: name, Action: act, Reason: reason})
+		decided[r.name] = true
+		add(Rule{Name: r.name, Action: act, Reason: r.reason})
 	}
 	for _, list := range [][]string{mobyAllowed, t.allowed} {
 		for _, name := range list {
-			if !conditional[name] {
-				conditional[name] = true
+			if !decided[name] {
+				decided[name] = true
 				add(Rule{Name: name, Action: Allow})
 			}
 		}

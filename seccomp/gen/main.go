@@ -97,6 +97,9 @@ func numbers(b *bytes.Buffer, arch string) {
 	}
 	fmt.Fprintf(b, "// numbers%s is ordered by number.\nvar numbers%s = []number{\n", strings.ToUpper(arch), strings.ToUpper(arch))
 	for _, m := range regexp.MustCompile(`SYS_([A-Z0-9_]+)\s*=\s*(\d+)`).FindAllStringSubmatch(string(src), -1) {
+		if m[1] == "ARCH_SPECIFIC_SYSCALL" {
+			continue // the start of a range, no call
+		}
 		fmt.Fprintf(b, "\t{%q, %s},\n", strings.ToLower(m[1]), m[2])
 	}
 	b.WriteString("}\n\n")
