@@ -40,7 +40,7 @@ type Host struct {
 }
 
 // v1Controllers are those a sandbox joins, where they are there.
-var v1Controllers = []string{"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer", "devices"}
+var v1Controllers = []string{"memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "freezer", "devices", "perf_event", "net_cls", "net_prio", "hugetlb", "rdma", "misc", "name=systemd"}
 
 // Detect reads mountinfo and this process's own cgroups.
 func Detect() (*Host, error) {
