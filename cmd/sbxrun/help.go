@@ -16,9 +16,13 @@ func help(u *ui, args []string) int {
 		u.out(markdown())
 		return 0
 	}
+	if isGroup(args[0]) && len(args) == 1 {
+		u.out(groupHelp(args[0]))
+		return 0
+	}
 	v, _ := find(args)
 	if v == nil {
-		u.error(usage(suggest(args[0]), "unknown verb %q", strings.Join(args, " ")))
+		u.error(unknownVerb(args))
 		return 2
 	}
 	u.out(helpText(v))
@@ -44,6 +48,26 @@ func helpText(v *verb) string {
 	c := newCommand(newUI(), v)
 	b.WriteString("\nFlags:\n" + c.flags.FlagUsagesWrapped(100))
 	return b.String()
+}
+
+// groupHelp lists the verbs that begin with a word (env, base).
+func groupHelp(group string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Usage: sbxrun %s VERB [flags]\n\nVerbs:\n", group)
+	for _, v := range verbs() {
+		if strings.HasPrefix(v.name, group+" ") {
+			fmt.Fprintf(&b, "  %-13s %s\n", v.name, v.short)
+		}
+	}
+	return b.String()
+}
+
+func unknownVerb(args []string) error {
+	word := args[0]
+	if isGroup(word) && len(args) > 1 {
+		word += " " + args[1]
+	}
+	return usage(suggest(word), "unknown verb %q", word)
 }
 
 // markdown is docs/reference.md.

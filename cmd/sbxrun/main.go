@@ -67,13 +67,17 @@ func dispatch(args []string) int {
 	case "help":
 		return help(u, args[1:])
 	}
+	if isGroup(args[0]) && len(args) == 1 {
+		fmt.Fprint(u.stderr, groupHelp(args[0]))
+		return 2
+	}
+	if isGroup(args[0]) && (args[1] == "-h" || args[1] == "--help" || args[1] == "help") {
+		u.out(groupHelp(args[0]))
+		return 0
+	}
 	v, rest := find(args)
 	if v == nil {
-		word := strings.Join(args[:min(len(args), 2)], " ")
-		if !isGroup(args[0]) {
-			word = args[0]
-		}
-		u.error(usage(suggest(word), "unknown verb %q", word))
+		u.error(unknownVerb(args))
 		return 2
 	}
 	return invoke(u, v, rest)
@@ -93,7 +97,7 @@ func invoke(u *ui, v *verb, args []string) int {
 		}
 		err = usage(flagHint(c.flags, err, v), "%s: %s", v.name, flagProblem(err))
 		u.error(err)
-		reportUsage(c, args, err)
+		reportUsage(c, err)
 		return bad
 	}
 	u.quiet = c.quiet
@@ -102,10 +106,7 @@ func invoke(u *ui, v *verb, args []string) int {
 		u.error(err)
 		var ue *usageError
 		if errors.As(err, &ue) {
-			reportUsage(c, args, err)
-			if code == 0 {
-				code = bad
-			}
+			code = bad
 		}
 		if code == 0 {
 			code = 1

@@ -88,6 +88,9 @@ func planVerb() *verb {
 		},
 		run: func(c *command, args []string) (int, error) {
 			o := c.opts.(*runOptions)
+			if err := o.load(c); err != nil {
+				return 2, err
+			}
 			p, err := o.plan(context.Background(), c, args, true)
 			if err != nil {
 				return 1, err
@@ -170,6 +173,16 @@ func declareRun(c *command) *runOptions {
 	return o
 }
 
+// load takes the settings of -f that no flag gave.
+func (o *runOptions) load(c *command) error {
+	if o.file == "" {
+		return nil
+	}
+	err := applyFile(c.flags, o.file)
+	c.ui.quiet = c.quiet
+	return err
+}
+
 // check refuses what cannot be honoured.
 func (o *runOptions) check(f *pflag.FlagSet) error {
 	for name, why := range notYet {
@@ -184,6 +197,19 @@ func (o *runOptions) check(f *pflag.FlagSet) error {
 	}
 	if o.userns != "" && o.userns != "auto" {
 		return usage("a sandbox always has a user namespace and an id range of its own", "--userns %q: not supported", o.userns)
+	}
+	for _, s := range o.capDrop {
+		if !knownCap(s) {
+			return usage("ALL, or a name of capabilities(7)", "--cap-drop %q: not a capability", s)
+		}
+	}
+	if f.Changed("json-status-fd") {
+		if _, err := unix.FcntlInt(uintptr(max(o.status, 0)), unix.F_GETFD, 0); err != nil || o.status < 0 {
+			return usage("open it in the calling shell: 3>status.json", "--json-status-fd %d: not an open descriptor", o.status)
+		}
+	}
+	if f.Changed("stop-timeout") && o.stopTimeout == 0 {
+		o.stopTimeout = 1 // at once; the zero value is the default
 	}
 	for _, l := range o.labels {
 		if k, _, _ := strings.Cut(l, "="); k == "" {
@@ -327,11 +353,6 @@ func (o *runOptions) plan(ctx context.Context, c *command, args []string, dry bo
 }
 
 func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry bool) (*runtime.Plan, envs.Phases, error) {
-	if o.file != "" {
-		if err := applyFile(c.flags, o.file); err != nil {
-			return nil, nil, err
-		}
-	}
 	if err := o.check(c.flags); err != nil {
 		return nil, nil, err
 	}
@@ -353,6 +374,9 @@ func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry
 		taken := false
 		for _, v := range spec.Volumes {
 			taken = taken || v.Target == "/work"
+		}
+		if taken && o.project != "" {
+			return nil, nil, usage("give one of them", "--project and --volume: both show something at /work")
 		}
 		if !taken {
 			spec.Volumes = append(spec.Volumes, runtime.Volume{Source: dir, Target: "/work", Mode: "O"})
@@ -405,6 +429,11 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT)
 	signal.Ignore(unix.SIGPIPE)
 
+	if err := o.load(c); err != nil {
+		c.ui.error(err)
+		reportUsage(c, err)
+		return 125, nil
+	}
 	rep, err := openReport(o.report)
 	if err != nil {
 		return 125, err
@@ -440,7 +469,12 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 		err = errors.New(res.Message)
 	case err != nil:
 		res = runtime.SetupFailed(err)
-		if o.requirements != "" && res.Stage == "" {
+		var ue *usageError
+		switch {
+		case res.Stage != "":
+		case errors.As(err, &ue):
+			res.Stage = "usage"
+		case o.requirements != "":
 			res.Stage = "bake"
 		}
 	default:
@@ -456,9 +490,15 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	}
 	if err == nil && res.Message != "" && res.Status != runtime.StatusOK {
 		c.ui.note("%s", res.Message)
+		if res.Hint != "" && !c.quiet {
+			c.ui.hint(res.Hint)
+		}
 	}
 	if err == nil && strings.Contains(res.Message, "teardown:") {
 		c.ui.error(errors.New(res.Message))
+	}
+	if err != nil {
+		c.ui.error(err) // before the report, which is standard error's end
 	}
 	if rerr := rep.write(res); rerr != nil {
 		c.ui.error(rerr)
@@ -466,7 +506,7 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 			return 125, nil
 		}
 	}
-	return res.ExitCode, err
+	return res.ExitCode, nil
 }
 
 // report is where the report goes: a file that is replaced at once, or the
@@ -478,11 +518,14 @@ func openReport(path string) (*report, error) {
 	if path == "" || path == "-" {
 		return &report{path}, nil
 	}
+	switch st, err := os.Stat(path); {
+	case err == nil && st.IsDir():
+		return nil, usage("give a file", "--report %q: is a directory", path)
+	case err == nil && !st.Mode().IsRegular():
+		return &report{path}, nil // a device or a pipe
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".report-*")
 	if err != nil {
-		if st, serr := os.Stat(path); serr == nil && !st.Mode().IsRegular() {
-			return &report{path}, nil // a device or a pipe
-		}
 		return nil, usage("give a file in a directory that is there and writable", "--report %q: %v", path, errors.Unwrap(err))
 	}
 	f.Close()
@@ -521,25 +564,29 @@ func (r *report) write(res *runtime.Result) error {
 }
 
 // reportUsage writes the report of a run whose flags were wrong, if the flag
-// that names it can be found.
-func reportUsage(c *command, args []string, err error) {
+// that names it was read before.
+func reportUsage(c *command, err error) {
 	o, ok := c.opts.(*runOptions)
 	if !ok || c.verb.name != "run" {
 		return
 	}
-	path := o.report
-	for i, a := range args {
-		if v, ok := strings.CutPrefix(a, "--report="); ok {
-			path = v
-		} else if a == "--report" && i+1 < len(args) {
-			path = args[i+1]
-		} else if a == "--" {
-			break
-		}
-	}
-	if rep, rerr := openReport(path); rerr == nil {
+	if rep, rerr := openReport(o.report); rerr == nil {
 		res := runtime.SetupFailed(err)
 		res.Stage = "usage"
 		_ = rep.write(res) // the error itself is told already
 	}
+}
+
+// knownCap says whether s is ALL or names a capability, with or without CAP_.
+func knownCap(s string) bool {
+	s = strings.TrimPrefix(strings.ToUpper(s), "CAP_")
+	for _, c := range strings.Fields("ALL CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP " +
+		"LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT " +
+		"SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE " +
+		"AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE") {
+		if s == c {
+			return true
+		}
+	}
+	return false
 }

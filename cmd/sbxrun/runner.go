@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -30,7 +31,7 @@ func newManager(c *command, store *rootfs.Store, host *runtime.Host) *envs.Manag
 
 // Run implements envs.Runner.
 func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err error) {
-	spec := runtime.Spec{Argv: job.Argv, Env: job.Env, Workdir: job.Dir, Base: job.Base, Degrade: []string{"idmap"}}
+	spec := runtime.Spec{Argv: job.Argv, Env: slices.Clone(job.Env), Workdir: job.Dir, Base: job.Base, Degrade: []string{"idmap"}}
 	for _, b := range job.Binds {
 		v := runtime.Volume{Source: b.Source, Target: b.Target, Mode: "rw"}
 		if b.ReadOnly {

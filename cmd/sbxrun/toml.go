@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -23,6 +25,19 @@ var otherSpellings = map[string]func(n string) (flag, value string){
 // pyproject.toml. Keys are the flags' names, with - or _. Flags on the command
 // line win. An unknown key is an error.
 func applyFile(f *pflag.FlagSet, path string) error {
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		found := ""
+		for _, name := range []string{"sbxrun.toml", "pyproject.toml"} {
+			if _, err := os.Stat(filepath.Join(path, name)); err == nil {
+				found = filepath.Join(path, name)
+				break
+			}
+		}
+		if found == "" {
+			return usage("", "read settings %q: neither sbxrun.toml nor pyproject.toml is in it", path)
+		}
+		path = found
+	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return usage("", "read settings %q: %v", path, errors.Unwrap(err))
@@ -38,7 +53,7 @@ func applyFile(f *pflag.FlagSet, path string) error {
 	}
 	table := doc
 	prefix := ""
-	if t, ok := doc["tool"].(map[string]any); ok {
+	if t, ok := doc["tool"].(map[string]any); ok || filepath.Base(path) == "pyproject.toml" {
 		s, ok := t["sbxrun"].(map[string]any)
 		if !ok {
 			return usage("add a table [tool.sbxrun]", "%s: no table [tool.sbxrun]", path)
@@ -50,6 +65,11 @@ func applyFile(f *pflag.FlagSet, path string) error {
 		keys = append(keys, k)
 	}
 	sort.Strings(keys)
+	fromFile := map[string]string{} // flag → key that set it
+	given := func(name string) bool {
+		x := f.Lookup(name)
+		return x != nil && x.Changed
+	}
 	for _, k := range keys {
 		at := fmt.Sprintf("%s:%d", path, lineOf(b, k))
 		name := strings.ReplaceAll(k, "_", "-")
@@ -73,9 +93,17 @@ func applyFile(f *pflag.FlagSet, path string) error {
 		if x == nil || name == "file" || name == "root" || name == "state" {
 			return usage("keys are the names of run's flags", "%s: unknown key %q", at, prefix+k)
 		}
-		if x.Changed {
+		same := name
+		if name == "wall-time" { // two names of one limit
+			same = "timeout"
+		}
+		if other, twice := fromFile[same]; twice {
+			return usage("keep one of them", "%s: key %q: %q says the same", at, prefix+k, prefix+other)
+		}
+		if x.Changed || same == "timeout" && (given("timeout") || given("wall-time")) {
 			continue
 		}
+		fromFile[same] = k
 		if sv, ok := x.Value.(pflag.SliceValue); ok {
 			if err := sv.Replace(values); err != nil {
 				return usage("", "%s: key %q: %v", at, prefix+k, err)
@@ -99,13 +127,15 @@ func asStrings(v any) ([]string, error) {
 	switch v := v.(type) {
 	case string:
 		return []string{v}, nil
-	case bool, int64, float64:
+	case float64:
+		return []string{strconv.FormatFloat(v, 'f', -1, 64)}, nil
+	case bool, int64:
 		return []string{fmt.Sprint(v)}, nil
 	case []any:
 		var out []string
 		for _, x := range v {
 			s, err := asStrings(x)
-			if err != nil || len(s) != 1 {
+			if err != nil || !plain(x) {
 				return nil, errors.New("a list of plain values")
 			}
 			out = append(out, s[0])
@@ -115,7 +145,7 @@ func asStrings(v any) ([]string, error) {
 		var out []string
 		for k, x := range v {
 			s, err := asStrings(x)
-			if err != nil || len(s) != 1 {
+			if err != nil || !plain(x) {
 				return nil, errors.New("a table of plain values")
 			}
 			out = append(out, k+"="+s[0])
@@ -124,6 +154,14 @@ func asStrings(v any) ([]string, error) {
 		return out, nil
 	}
 	return nil, fmt.Errorf("a value of a kind that no flag takes (%T)", v)
+}
+
+func plain(v any) bool {
+	switch v.(type) {
+	case []any, map[string]any:
+		return false
+	}
+	return true
 }
 
 // lineOf finds the line of a key, for messages.

@@ -48,9 +48,11 @@ func (u *ui) error(err error) {
 	u.Done()
 	fmt.Fprintf(u.stderr, "%s %s\n", u.paint("1;31", "sbxrun:"), printable(err.Error()))
 	if h := runtime.HintOf(err); h != "" {
-		fmt.Fprintf(u.stderr, "%s %s\n", u.paint("36", "hint:"), printable(h))
+		u.hint(h)
 	}
 }
+
+func (u *ui) hint(h string) { fmt.Fprintf(u.stderr, "%s %s\n", u.paint("36", "hint:"), printable(h)) }
 
 func (u *ui) note(format string, a ...any) {
 	if u.quiet {
@@ -64,7 +66,7 @@ func (u *ui) note(format string, a ...any) {
 func printable(s string) string {
 	s = strings.ReplaceAll(strings.TrimSpace(s), "\n", "; ")
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || r == 0x7f {
+		if r < 0x20 || r >= 0x7f && r < 0xa0 { // C0, DEL, C1: 0x9b begins a control sequence too
 			return '?'
 		}
 		return r

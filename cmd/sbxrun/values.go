@@ -47,7 +47,11 @@ func parseDuration(s string) (time.Duration, error) {
 		if f > float64(math.MaxInt64/int64(time.Second)) {
 			return 0, fmt.Errorf("%q is too long", s)
 		}
-		return time.Duration(f * float64(time.Second)), nil
+		d := time.Duration(f * float64(time.Second))
+		if d == 0 && f > 0 {
+			d = 1 // 0 would mean no limit
+		}
+		return d, nil
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
@@ -148,6 +152,8 @@ func parseMount(s string) (*runtime.Volume, *runtime.Tmpfs, error) {
 	var t runtime.Tmpfs
 	v.Mode = "rw"
 	kind := "bind"
+	type only1 struct{ kind, option string }
+	var only []only1 // options that one kind of mount has
 	for _, kv := range strings.Split(s, ",") {
 		k, val, has := strings.Cut(kv, "=")
 		var err error
@@ -156,23 +162,36 @@ func parseMount(s string) (*runtime.Volume, *runtime.Tmpfs, error) {
 			kind = val
 		case "source", "src":
 			v.Source = val
+			only = append(only, only1{"bind", k})
 		case "target", "dst", "destination":
 			v.Target, t.Target = val, val
 		case "readonly", "ro":
-			if !has || val == "true" || val == "1" {
+			only = append(only, only1{"bind", k})
+			ro := true
+			if has {
+				if ro, err = strconv.ParseBool(val); err != nil {
+					err = fmt.Errorf("%s=%q is not true or false", k, val)
+				}
+			}
+			if ro {
 				v.Mode = "ro"
 			}
 		case "tmpfs-size":
-			t.SizeBytes, err = parseSize(val)
+			only = append(only, only1{"tmpfs", k})
+			t.SizeBytes, err = positiveSize(val)
 		case "tmpfs-mode":
-			var m uint64
-			m, err = strconv.ParseUint(val, 8, 12)
-			t.Mode = uint32(m)
+			only = append(only, only1{"tmpfs", k})
+			t.Mode, err = parseMode(val)
 		default:
 			err = fmt.Errorf("unknown option %q", k)
 		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("%q: %w", s, err)
+		}
+	}
+	for _, o := range only {
+		if (kind == "bind" || kind == "tmpfs") && o.kind != kind {
+			return nil, nil, fmt.Errorf("%q: a %s has no option %q", s, kind, o.option)
 		}
 	}
 	switch {
@@ -188,6 +207,23 @@ func parseMount(s string) (*runtime.Volume, *runtime.Tmpfs, error) {
 	return nil, nil, fmt.Errorf("%q: type %q is not bind or tmpfs", s, kind)
 }
 
+// positiveSize is parseSize where 0 would be taken for the default.
+func positiveSize(s string) (int64, error) {
+	n, err := parseSize(s)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("%q: must not be 0", s)
+	}
+	return n, err
+}
+
+func parseMode(s string) (uint32, error) {
+	m, err := strconv.ParseUint(s, 8, 12)
+	if err != nil || m == 0 {
+		return 0, fmt.Errorf("%q is not an octal mode", s)
+	}
+	return uint32(m), nil
+}
+
 // parseTmpfs reads --tmpfs TARGET[:size=…,mode=…,exec].
 func parseTmpfs(s string) (runtime.Tmpfs, error) {
 	target, opts, _ := strings.Cut(s, ":")
@@ -200,11 +236,9 @@ func parseTmpfs(s string) (runtime.Tmpfs, error) {
 		case "exec":
 			t.Exec = true
 		case "size":
-			t.SizeBytes, err = parseSize(v)
+			t.SizeBytes, err = positiveSize(v)
 		case "mode":
-			var m uint64
-			m, err = strconv.ParseUint(v, 8, 12)
-			t.Mode = uint32(m)
+			t.Mode, err = parseMode(v)
 		default:
 			err = fmt.Errorf("unknown option %q", k)
 		}

@@ -175,6 +175,9 @@ func envLockVerb() *verb {
 			defer stop()
 			b, err := m.Lock(ctx, r)
 			c.ui.Done()
+			if ctx.Err() != nil {
+				return 130, fmt.Errorf("env lock: %w", ctx.Err())
+			}
 			if err != nil {
 				return 1, err
 			}
