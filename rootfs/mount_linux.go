@@ -356,6 +356,9 @@ func fsmountOverlay(target string, lowers []string, upper, work string) error {
 		return fmt.Errorf("mount overlay on %q: option volatile: %w", target, err)
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		if errors.Is(err, unix.EINVAL) {
+			return errOldOverlay // before 6.5 the options are judged only here
+		}
 		return overlayErr(target, err)
 	}
 	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, safeAttr)
