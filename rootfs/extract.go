@@ -3,7 +3,6 @@ package rootfs
 import (
 	"archive/tar"
 	"bufio"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
@@ -20,17 +20,32 @@ const (
 	maxTarBytes   = 64 << 30
 	maxTarEntries = 2 << 20
 	maxTarDepth   = 128
-	maxTarRatio   = 1100 // gzip reaches 1032
+	maxTarRatio   = 1100     // gzip reaches 1032
+	maxTarSlack   = 64 << 20 // unpacked bytes for which the ratio is not asked
+	maxTarSparse  = 1 << 30  // holes cost no bytes of the archive
 )
+
+var errTooMuch = errors.New("more than is taken")
 
 // extractor applies tar archives below one directory. Every name is looked up
 // as a process chrooted there would (openat2, RESOLVE_IN_ROOT), so no link
 // leads out; what is made is made by name in a directory that is held open.
 type extractor struct {
 	root           int // O_PATH descriptor
+	depth          int // of the root below /
 	entries, bytes int64
-	whiteouts      bool            // honour .wh. names
-	fresh          map[string]bool // of the layer being applied: not hidden by its own opaque marks
+	sparse         int64
+	links          bool // a symbolic link was made: depth must be measured
+	whiteouts      bool // honour .wh. names
+	// fresh are the names that the layer being applied made: its whiteouts
+	// hide what is below it, in whatever order they come.
+	fresh map[place]bool
+}
+
+// place is a name in a directory, whichever way led there.
+type place struct {
+	dir  uint64 // inode: all directories are of one file system
+	name string
 }
 
 func newExtractor(dir string, whiteouts bool) (*extractor, error) {
@@ -38,7 +53,23 @@ func newExtractor(dir string, whiteouts bool) (*extractor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %q: %w", dir, err)
 	}
-	return &extractor{root: fd, whiteouts: whiteouts}, nil
+	x := &extractor{root: fd, whiteouts: whiteouts}
+	if x.depth, err = depthOf(fd); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return x, nil
+}
+
+// depthOf counts the directories above an open one.
+func depthOf(fd int) (int, error) {
+	p, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	return strings.Count(p, "/"), err
+}
+
+func inode(fd int) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return st.Ino, err
 }
 
 func (x *extractor) close() { unix.Close(x.root) }
@@ -74,20 +105,43 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// apply unpacks one archive.
-func (x *extractor) apply(r io.Reader) error {
+// bounded ends an unpacked stream that grows beyond all proportion.
+type bounded struct {
+	r  io.Reader
+	in *counted
+	n  int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.n += int64(n)
+	if b.n > maxTarBytes || b.n > b.in.n*maxTarRatio+maxTarSlack {
+		return 0, fmt.Errorf("%d bytes from %d: %w", b.n, b.in.n, errTooMuch)
+	}
+	return n, err
+}
+
+// apply unpacks one archive and reads it to its end, so that who hashes r has
+// seen all of it. each, where not nil, is given every unpacked byte.
+func (x *extractor) apply(r io.Reader, each io.Writer) error {
 	in := &counted{r: r}
 	z, err := decompress(in)
 	if err != nil {
 		return err
 	}
 	defer z.Close()
-	x.fresh = map[string]bool{}
-	tr := tar.NewReader(z)
+	var out io.Reader = &bounded{r: z, in: in}
+	if each != nil {
+		out = io.TeeReader(out, each)
+	}
+	x.fresh = map[place]bool{}
+	tr := tar.NewReader(out)
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			_, err = io.Copy(io.Discard, io.LimitReader(z, 1<<20)) // padding
+			if _, err = io.Copy(io.Discard, out); err == nil { // padding
+				_, err = io.Copy(io.Discard, in)
+			}
 			return err
 		}
 		if err != nil {
@@ -95,13 +149,28 @@ func (x *extractor) apply(r io.Reader) error {
 		}
 		x.entries++
 		x.bytes += max(h.Size, 0)
-		if x.entries > maxTarEntries || x.bytes > maxTarBytes || x.bytes > in.n*maxTarRatio+(64<<20) {
-			return fmt.Errorf("read archive: %d entries, %d bytes from %d: more than is taken", x.entries, x.bytes, in.n)
+		if isSparse(h) {
+			x.sparse += max(h.Size, 0)
+		}
+		if x.entries > maxTarEntries || x.bytes > maxTarBytes || x.bytes < 0 || x.sparse > maxTarSparse {
+			return fmt.Errorf("read archive: %d entries, %d bytes: %w", x.entries, x.bytes, errTooMuch)
 		}
 		if err := x.entry(h, tr); err != nil {
 			return fmt.Errorf("unpack %q: %w", h.Name, err)
 		}
 	}
+}
+
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
 }
 
 // clean gives a name as a path below the root; "" is the root itself.
@@ -123,6 +192,18 @@ func clean(name string) (string, error) {
 
 // parent opens the directory that name lies in, and makes what is missing.
 func (x *extractor) parent(name string) (fd int, base string, err error) {
+	if fd, base, err = x.walk(name); err != nil || !x.links {
+		return fd, base, err
+	}
+	// Links let short names lead arbitrarily deep.
+	if d, err := depthOf(fd); err != nil || d-x.depth > maxTarDepth {
+		unix.Close(fd)
+		return -1, "", errors.Join(errors.New("name is too deep"), err)
+	}
+	return fd, base, nil
+}
+
+func (x *extractor) walk(name string) (fd int, base string, err error) {
 	dir, base := path.Split(name)
 	dir = strings.TrimSuffix(dir, "/")
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
@@ -136,7 +217,9 @@ func (x *extractor) parent(name string) (fd int, base string, err error) {
 		if err != nil {
 			return -1, "", err
 		}
-		err = unix.Mkdirat(up, b, 0o755)
+		if err = unix.Mkdirat(up, b, 0o755); err == nil {
+			err = x.made(up, b)
+		}
 		unix.Close(up)
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return -1, "", err
@@ -147,6 +230,16 @@ func (x *extractor) parent(name string) (fd int, base string, err error) {
 		return fd, base, nil
 	}
 	return fd, base, err
+}
+
+// made notes that this layer has the name.
+func (x *extractor) made(dir int, name string) error {
+	if !x.whiteouts {
+		return nil
+	}
+	ino, err := inode(dir)
+	x.fresh[place{ino, name}] = true
+	return err
 }
 
 func (x *extractor) entry(h *tar.Header, r io.Reader) error {
@@ -169,9 +262,11 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 	}
 	defer unix.Close(dir)
 	if x.whiteouts && strings.HasPrefix(base, ".wh.") {
-		return x.whiteout(dir, name, base)
+		return x.whiteout(dir, base)
 	}
-	x.fresh[name] = true
+	if err := x.made(dir, base); err != nil {
+		return err
+	}
 	var st unix.Stat_t
 	there := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
 	if there && !(h.Typeflag == tar.TypeDir && st.Mode&unix.S_IFMT == unix.S_IFDIR) {
@@ -186,7 +281,7 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 			return nil
 		}
 		return unix.Mkdirat(dir, base, 0o755)
-	case tar.TypeReg, '\x00':
+	case tar.TypeReg, tar.TypeGNUSparse:
 		mode := uint32(0o644)
 		if h.Mode&0o111 != 0 {
 			mode = 0o755 // and no set-id bit
@@ -202,13 +297,19 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 		if h.Linkname == "" || strings.IndexByte(h.Linkname, 0) >= 0 || len(h.Linkname) > 4000 {
 			return errors.New("bad link")
 		}
+		x.links = true
 		return unix.Symlinkat(h.Linkname, dir, base)
 	case tar.TypeLink:
 		to, err := clean(h.Linkname)
 		if err != nil || to == "" {
 			return errors.Join(errors.New("bad link"), err)
 		}
-		from, b, err := x.parent(to)
+		// No link through links: what is shared is what the name says.
+		up, b := path.Split(to)
+		from, err := unix.Openat2(x.root, "./"+up, &unix.OpenHow{
+			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+		})
 		if err != nil {
 			return err
 		}
@@ -224,34 +325,67 @@ func (x *extractor) entry(h *tar.Header, r io.Reader) error {
 	return fmt.Errorf("entries of type %q are not taken", h.Typeflag)
 }
 
-// whiteout removes what a lower layer has: one name, or (opaque) all that the
-// present layer did not make.
-func (x *extractor) whiteout(dir int, name, base string) error {
-	hidden := strings.TrimPrefix(base, ".wh.")
-	if base != ".wh..wh..opq" {
-		if hidden == "" || hidden == "." || hidden == ".." || strings.HasPrefix(base, ".wh..wh.") {
-			return nil // aufs's own names
-		}
-		return removeAt(dir, hidden)
-	}
-	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
+// whiteout hides what a lower layer has: one name, or (opaque) all names of
+// the directory. What the present layer made stays.
+func (x *extractor) whiteout(dir int, base string) error {
+	if base == ".wh..wh..opq" {
+		_, err := x.hideAll(dir)
 		return err
 	}
-	d := os.NewFile(uintptr(fd), name)
+	hidden := strings.TrimPrefix(base, ".wh.")
+	if hidden == "" || hidden == "." || hidden == ".." || strings.HasPrefix(base, ".wh..wh.") {
+		return nil // aufs's own names
+	}
+	_, err := x.hide(dir, hidden)
+	return err
+}
+
+// hideAll hides every name of a directory and says whether any stayed.
+func (x *extractor) hideAll(dir int) (stayed bool, err error) {
+	fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	d := os.NewFile(uintptr(fd), ".")
 	defer d.Close()
 	names, err := d.Readdirnames(-1)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, n := range names {
-		if !x.fresh[path.Join(path.Dir(name), n)] {
-			if err := removeAt(dir, n); err != nil {
-				return err
-			}
+		s, err := x.hide(fd, n)
+		if err != nil {
+			return false, err
 		}
+		stayed = stayed || s
 	}
-	return nil
+	return stayed, nil
+}
+
+func (x *extractor) hide(dir int, name string) (stayed bool, err error) {
+	ino, err := inode(dir)
+	if err != nil {
+		return false, err
+	}
+	fresh := x.fresh[place{ino, name}]
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP):
+		if fresh {
+			return true, nil
+		}
+		return false, unix.Unlinkat(dir, name, 0)
+	case err != nil:
+		return false, err
+	}
+	stayed, err = x.hideAll(fd)
+	unix.Close(fd)
+	if err != nil || stayed || fresh {
+		return true, err
+	}
+	return false, unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
 }
 
 // removeAt removes a name and all below it, by descriptors.

@@ -23,7 +23,7 @@ var hostLinks = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"}
 
 // hostCopies are files of /etc that are copied into the skeleton: they say
 // nothing about this host's users or services.
-var hostCopies = []string{"ld.so.cache", "ld.so.conf", "localtime", "mime.types", "services", "protocols", "os-release", "debian_version", "timezone"}
+var hostCopies = []string{"ld.so.cache", "ld.so.conf", "localtime", "mime.types", "services", "protocols", "os-release", "debian_version", "timezone", "ssl/openssl.cnf"}
 
 // hostBinds are directories shown read-only.
 var hostBinds = []string{"/usr", "/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.conf.d", "/etc/pki/tls/certs", "/etc/pki/ca-trust/extracted", "/etc/ca-certificates"}
@@ -40,7 +40,7 @@ var generated = map[string]string{
 
 var skeletonDirs = []string{"etc", "etc/ssl", "etc/ssl/certs", "dev", "proc", "home", "mnt", "opt", "opt/env", "root", "run", "srv", "tmp", "usr", "var", "var/tmp", "var/cache", "var/lib", "var/log", "work"}
 
-const hostBaseVersion = 1
+const hostBaseVersion = 2
 
 // hostRecord is the cached answer of HostBase.
 type hostRecord struct {
@@ -59,6 +59,10 @@ func hostKey() string {
 	}
 	for _, l := range hostLinks {
 		paths = append(paths, "/"+l)
+	}
+	for _, b := range hostBinds { // whether they are there; what is in them is shown live
+		_, err := os.Stat(b)
+		fmt.Fprintln(h, b, err == nil)
 	}
 	for _, p := range paths {
 		var st unix.Stat_t
@@ -110,6 +114,11 @@ func readHostRecord(path, key string) (Base, bool) {
 }
 
 func (s *Store) makeHostBase(ctx context.Context) (base Base, err error) {
+	release, err := s.Lock(ctx, "objects", false) // no pruning until ours are in a layer
+	if err != nil {
+		return Base{}, err
+	}
+	defer release()
 	dir, done, err := s.TempDir("host")
 	if err != nil {
 		return Base{}, err
@@ -146,7 +155,7 @@ func (s *Store) makeHostBase(ctx context.Context) (base Base, err error) {
 	for _, c := range hostCopies {
 		src := "/etc/" + c
 		st, err := os.Stat(src)
-		if err != nil || !st.Mode().IsRegular() || st.Size() > 1<<20 {
+		if err != nil || !st.Mode().IsRegular() || st.Size() > 16<<20 {
 			continue
 		}
 		if to, err := os.Readlink(src); err == nil && strings.Contains(to, "usr/") {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -25,6 +26,11 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 	if err := checkBaseName(name); err != nil {
 		return Base{}, err
 	}
+	free, err := s.Lock(ctx, "base-"+name, true)
+	if err != nil {
+		return Base{}, err
+	}
+	defer free()
 	record := s.Path("bases", name+".json")
 	if _, serr := os.Stat(record); serr == nil || name == "host" {
 		return Base{}, &hinted{fmt.Errorf("add base %q: %w", name, os.ErrExist), "sbxrun base rm " + name + ", or choose another name"}
@@ -87,30 +93,21 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
 		}
 	}
-	if root != source {
-		// Mountpoints that every sandbox needs: a bind cannot make them in a
-		// read-only layer.
-		for _, d := range skeletonDirs {
-			if _, err := os.Lstat(filepath.Join(root, d)); errors.Is(err, os.ErrNotExist) {
-				_ = os.Mkdir(filepath.Join(root, d), 0o755) // where it cannot be, the upper has it
-			}
-		}
-	}
 	progress("store")
 	d, err := os.Open(root)
 	if err != nil {
 		return Base{}, err
 	}
 	defer d.Close()
-	m, err := s.AddTree(ctx, d, func(p string) bool {
-		return root == source && special(filepath.Join(root, p))
-	})
+	m := &Manifest{}
+	err = s.addDir(ctx, d, "", addOptions{lenient: true}, m)
 	if err != nil {
 		return Base{}, fmt.Errorf("add base from %q: %w", source, err)
 	}
 	if len(m.Entries) == 0 {
 		return Base{}, fmt.Errorf("add base from %q: it is empty", source)
 	}
+	addMountpoints(m)
 	if _, err := s.PublishLayer(ctx, m); err != nil {
 		return Base{}, err
 	}
@@ -129,11 +126,24 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 	return s.Base(name)
 }
 
-// special says whether a path of a live directory is no part of a base:
-// devices, sockets, pipes.
-func special(p string) bool {
-	st, err := os.Lstat(p)
-	return err == nil && st.Mode()&(os.ModeDevice|os.ModeSocket|os.ModeNamedPipe|os.ModeCharDevice) != 0
+// addMountpoints adds the directories that every sandbox mounts on: a bind
+// cannot make them in a read-only layer. It works on the list, for a tree that
+// an image made may have links where directories are expected.
+func addMountpoints(m *Manifest) {
+	have := map[string]byte{"": 'd'}
+	for _, e := range m.Entries {
+		have[e.Path] = e.Type
+	}
+	for _, d := range skeletonDirs { // parents come first
+		up := filepath.Dir(d)
+		if up == "." {
+			up = ""
+		}
+		if have[d] == 0 && have[up] == 'd' {
+			have[d] = 'd'
+			m.Entries = append(m.Entries, Entry{Path: d, Type: 'd', Mode: 0o755})
+		}
+	}
 }
 
 // ctxReader ends when its context does.
@@ -160,7 +170,7 @@ func unpack(ctx context.Context, file, to string, whiteouts bool) error {
 		return err
 	}
 	defer x.close()
-	return x.apply(ctxReader{ctx, f})
+	return x.apply(ctxReader{ctx, f}, nil)
 }
 
 // archiveKind looks at the names in an archive: "image" or "root".
@@ -245,50 +255,31 @@ func applyImage(ctx context.Context, dir, root string, progress func(string)) (e
 	return env, nil
 }
 
-// applyLayer checks both digests before the first byte is unpacked.
+// applyLayer unpacks a layer and checks its digests over the very bytes that
+// were unpacked: a source that changes meanwhile is found out, and nothing of
+// it was published.
 func applyLayer(ctx context.Context, x *extractor, dir string, l layerFile) error {
+	if l.digest == "" && l.diffID == "" {
+		return errors.New("no digest to check it against")
+	}
 	f, err := openBelow(dir, l.path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	check := func(want string, r io.Reader) error {
-		if want == "" {
-			return nil
-		}
-		h := sha256.New()
-		if _, err := io.Copy(h, io.LimitReader(ctxReader{ctx, r}, maxTarBytes)); err != nil {
-			return err
-		}
-		if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != want {
-			return fmt.Errorf("digest is %s, not %s", got, want)
-		}
-		return nil
-	}
-	if l.digest == "" && l.diffID == "" {
-		return errors.New("no digest to check it against")
-	}
-	if err := check(l.digest, f); err != nil {
+	packed, unpacked := sha256.New(), sha256.New()
+	if err := x.apply(io.TeeReader(ctxReader{ctx, f}, packed), unpacked); err != nil {
 		return err
 	}
-	if l.digest == "" { // docker save: only the unpacked bytes have one
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		z, err := decompress(f)
-		if err != nil {
-			return err
-		}
-		err = check(l.diffID, z)
-		z.Close()
-		if err != nil {
-			return err
+	for _, c := range []struct {
+		what, want string
+		got        hash.Hash
+	}{{"digest", l.digest, packed}, {"unpacked digest", l.diffID, unpacked}} {
+		if got := "sha256:" + hex.EncodeToString(c.got.Sum(nil)); c.want != "" && got != c.want {
+			return fmt.Errorf("%s is %s, not %s", c.what, got, c.want)
 		}
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	return x.apply(ctxReader{ctx, f})
+	return nil
 }
 
 // openBelow opens a file of an image: no name in it leads out.
@@ -302,7 +293,11 @@ func openBelow(dir, name string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %q in image: %w", name, err)
 	}
-	return os.NewFile(uintptr(f), name), nil
+	file := os.NewFile(uintptr(f), name)
+	if st, err := file.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(fmt.Errorf("open %q in image: not a file", name), err, file.Close())
+	}
+	return file, nil
 }
 
 func readJSON(dir, name, digest string, v any) error {
@@ -346,8 +341,10 @@ func readImage(dir string) (layers []layerFile, cfg imageConfig, err error) {
 		var pick *descriptor
 		for i, d := range index.Manifests {
 			if d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == goruntime.GOARCH {
+				if pick != nil && pick.Digest != d.Digest {
+					return nil, cfg, &hinted{errors.New("it holds several images"), "save one image for linux/" + goruntime.GOARCH}
+				}
 				pick = &index.Manifests[i]
-				break
 			}
 		}
 		if pick == nil || hops > 4 {

@@ -105,13 +105,9 @@ func (s *Store) TempDir(prefix string) (path string, done func() error, err erro
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails
 	path = s.Path("tmp", prefix+"-"+hex.EncodeToString(b[:]))
-	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	lock, err := lockTemp(path + ".lock")
 	if err != nil {
 		return "", nil, fmt.Errorf("make temporary directory: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		lock.Close()
-		return "", nil, fmt.Errorf("lock temporary directory: %w", err)
 	}
 	done = func() error {
 		err := removeTree(path)
@@ -123,10 +119,41 @@ func (s *Store) TempDir(prefix string) (path string, done func() error, err erro
 	return path, done, nil
 }
 
+// lockTemp makes a lock file and holds it. A GC that came between the two may
+// have taken the file for a crashed one's and removed it: then again.
+func lockTemp(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if errors.Is(err, unix.EINTR) {
+			f.Close()
+			continue
+		}
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		mine, err := f.Stat()
+		there, serr := os.Stat(path)
+		if err == nil && serr == nil && os.SameFile(mine, there) {
+			return f, nil
+		}
+		f.Close()
+		if err != nil || serr != nil && !errors.Is(serr, os.ErrNotExist) {
+			return nil, errors.Join(err, serr)
+		}
+	}
+}
+
 // removeTree removes a tree that a workload may have written, also where it
 // took the permission to do so away from directories. os.RemoveAll goes by
 // descriptors and follows no link.
 func removeTree(path string) error { return os.RemoveAll(path) }
+
+// orphanAge is how long a file without a lock may lie unchanged in tmp/.
+const orphanAge = time.Hour
 
 // GC removes what crashed bakes left and says what.
 func (s *Store) GC(ctx context.Context) ([]string, error) {
@@ -157,6 +184,12 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 	}
 	for _, e := range ents {
 		if name := e.Name(); !strings.HasSuffix(name, ".lock") && !locked[name] {
+			// An object or file that another process is writing has no lock.
+			// It has a young ctime, however long its content takes.
+			var st unix.Stat_t
+			if err := unix.Lstat(s.Path("tmp", name), &st); err != nil || time.Since(time.Unix(st.Ctim.Unix())) < orphanAge {
+				continue
+			}
 			if _, err := os.Stat(s.Path("tmp", name+".lock")); errors.Is(err, os.ErrNotExist) {
 				errs = append(errs, removeTree(s.Path("tmp", name)))
 			}
@@ -334,11 +367,19 @@ func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, er
 // workload, which must be dead. skip leaves out a path and what is below it.
 func (s *Store) AddTree(ctx context.Context, dir *os.File, skip func(path string) bool) (*Manifest, error) {
 	m := &Manifest{}
-	err := s.addDir(ctx, dir, "", skip, m)
+	err := s.addDir(ctx, dir, "", addOptions{skip: skip}, m)
 	return m, err
 }
 
-func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, skip func(string) bool, m *Manifest) error {
+// addOptions say what a tree may hold.
+type addOptions struct {
+	skip func(path string) bool // nil: nothing
+	// lenient leaves out devices, sockets and pipes and drops set-id bits,
+	// where it is an error otherwise: every distribution's root has some.
+	lenient bool
+}
+
+func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, o addOptions, m *Manifest) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("read %q: %w", prefix, err)
@@ -349,7 +390,7 @@ func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, skip fu
 			return err
 		}
 		path := filepath.Join(prefix, name)
-		if skip != nil && skip(path) {
+		if o.skip != nil && o.skip(path) {
 			continue
 		}
 		var st unix.Stat_t
@@ -372,22 +413,25 @@ func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, skip fu
 			f := os.NewFile(uintptr(fd), path)
 			if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 				m.Entries = append(m.Entries, Entry{Path: path, Type: 'd', Mode: 0o755})
-				err = s.addDir(ctx, f, path, skip, m)
+				err = s.addDir(ctx, f, path, o, m)
 			} else {
-				err = s.addFile(f, path, m)
+				err = s.addFile(f, path, o, m)
 			}
 			f.Close()
 			if err != nil {
 				return err
 			}
 		default:
+			if o.lenient {
+				continue
+			}
 			return fmt.Errorf("add %q: neither file, directory nor link", path)
 		}
 	}
 	return nil
 }
 
-func (s *Store) addFile(f *os.File, path string, m *Manifest) error {
+func (s *Store) addFile(f *os.File, path string, o addOptions, m *Manifest) error {
 	st, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("read %q: %w", path, err)
@@ -395,7 +439,7 @@ func (s *Store) addFile(f *os.File, path string, m *Manifest) error {
 	if !st.Mode().IsRegular() {
 		return fmt.Errorf("add %q: not a regular file", path)
 	}
-	if st.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0 {
+	if st.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0 && !o.lenient {
 		return fmt.Errorf("add %q: set-id bit", path)
 	}
 	exec := st.Mode()&0o111 != 0
