@@ -58,7 +58,7 @@ type Root struct {
 	IDMapped bool
 	Notes    []string
 	upper    *os.File
-	kind     string
+	limit    int64 // bytes asked for
 }
 
 // Usage is what the upper holds.
@@ -73,7 +73,7 @@ const safeAttr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 // Assemble mounts the root below the namespace's stage. On failure nothing
 // needs to be undone but the namespace.
 func (n *Namespace) Assemble(a Assembly) (*Root, error) {
-	r := &Root{IDMapped: true, kind: a.Upper.Kind}
+	r := &Root{IDMapped: true, limit: a.Upper.SizeBytes}
 	err := n.Do(func() error { return n.assemble(a, r) })
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
@@ -378,8 +378,9 @@ func (r *Root) Usage() (Usage, error) {
 		TotalBytes: int64(st.Blocks) * st.Bsize, UsedBytes: int64(st.Blocks-st.Bfree) * st.Bsize,
 		TotalInodes: int64(st.Files), Inodes: int64(st.Files - st.Ffree),
 	}
-	// A writer stops where the next block does not fit.
-	u.Full = int64(st.Bavail)*st.Bsize < 4096 || st.Ffree == 0
+	// A writer stops where the next block does not fit; on ext4 a little before,
+	// by what it keeps for data that has no place yet.
+	u.Full = int64(st.Bavail)*st.Bsize < 4096 || st.Ffree == 0 || u.UsedBytes >= r.limit-r.limit/64
 	return u, nil
 }
 

@@ -46,8 +46,9 @@ func (u Upper) mountDisk(target string) (notes []string, err error) {
 	}
 	img := os.NewFile(uintptr(fd), "disk image")
 	defer img.Close()
-	// Room for the file system's own tables, so that the promised size is there.
-	size := u.SizeBytes + u.SizeBytes/32 + u.Inodes*256 + 8<<20
+	// Room for the file system's own: inode tables, and the blocks it reserves
+	// (2 %, at most 4096), so that what is left is the promised size.
+	size := u.SizeBytes + min(u.SizeBytes/50, 4096*4096) + u.Inodes*256 + 2<<20
 	size = (size + 4095) &^ 4095
 	var fs unix.Statfs_t
 	if unix.Fstatfs(fd, &fs) == nil && int64(fs.Bavail)*fs.Bsize < u.SizeBytes {
