@@ -425,6 +425,7 @@ func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry
 }
 
 func run(c *command, o *runOptions, args []string) (code int, err error) {
+	start := time.Now()
 	sigs := make(chan os.Signal, 16)
 	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT)
 	signal.Ignore(unix.SIGPIPE)
@@ -487,6 +488,10 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	}
 	for k, v := range phases {
 		res.PhasesMS[k] += v
+	}
+	if res.ID == "" { // there was no sandbox: what was spent went into preparing one
+		res.StartedAt, res.FinishedAt = start, time.Now()
+		res.WallMS = float64(res.FinishedAt.Sub(start).Microseconds()) / 1000
 	}
 	if err == nil && res.Message != "" && res.Status != runtime.StatusOK {
 		c.ui.note("%s", res.Message)
