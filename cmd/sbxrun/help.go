@@ -67,6 +67,9 @@ func unknownVerb(args []string) error {
 	if isGroup(word) && len(args) > 1 {
 		word += " " + args[1]
 	}
+	if strings.HasPrefix(word, "-") {
+		return usage("flags come after the verb: sbxrun run "+word+" …; sbxrun --help lists the verbs", "%q: no verb before it", word)
+	}
 	return usage(suggest(word), "unknown verb %q", word)
 }
 
