@@ -123,8 +123,10 @@ func NewPlan(spec Spec, host *Host, dirs Dirs) (*Plan, error) {
 		IDRange:    idRangeSize, Capabilities: []string{}, NoNewPrivs: true,
 		StopSignal: spec.StopSignal, StopTimeout: spec.StopTimeout, CgroupParent: spec.CgroupParent,
 		Degraded: []string{}, MayDegrade: spec.Degrade,
-		Masked: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg",
-			"/proc/key-users", "/proc/kallsyms", "/proc/latency_stats", "/proc/modules", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"},
+		Masked: []string{
+			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg",
+			"/proc/key-users", "/proc/kallsyms", "/proc/latency_stats", "/proc/modules", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		},
 		ReadPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 	}
 	if p.Engine == "" {
@@ -364,8 +366,10 @@ func (p *Plan) rootfs(spec Spec, _ *Host) error {
 		if !t.Exec {
 			flags |= unix.MS_NOEXEC
 		}
-		p.Mounts = append(p.Mounts, engine.Mount{Type: "tmpfs", Source: "tmpfs", Target: t.Target, Flags: flags,
-			Data: fmt.Sprintf("mode=%o,size=%d,nr_inodes=%d", t.Mode, t.SizeBytes, inodesFor(t.SizeBytes, 4096))})
+		p.Mounts = append(p.Mounts, engine.Mount{
+			Type: "tmpfs", Source: "tmpfs", Target: t.Target, Flags: flags,
+			Data: fmt.Sprintf("mode=%o,size=%d,nr_inodes=%d", t.Mode, t.SizeBytes, inodesFor(t.SizeBytes, 4096)),
+		})
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package pid1
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -123,7 +124,8 @@ func TestDamagedRecordIsRefused(t *testing.T) {
 			continue
 		}
 		err = waitFor(t, cmd)
-		if ee, ok := err.(*exec.ExitError); ok {
+		var ee *exec.ExitError
+		if errors.As(err, &ee) {
 			require.False(t, ee.Sys().(interface{ Signaled() bool }).Signaled(), "byte %d: died of a signal", i)
 		}
 	}

@@ -29,9 +29,6 @@ func main() {
 			continue // needs a capability that no sandbox has; or a refusal, which is the default
 		}
 		names := s.Names
-		if s.Name != "" {
-			names = append(names, s.Name)
-		}
 		if len(s.Args) > 0 {
 			cond = append(cond, fmt.Sprintf("%s %+v", strings.Join(names, " "), s.Args))
 			continue // written by hand in default.go

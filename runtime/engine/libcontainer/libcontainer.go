@@ -88,8 +88,13 @@ func config(l *engine.Launch, netns *os.File) *configs.Config {
 		NoNewPrivileges: true,
 		Capabilities:    &configs.Capabilities{}, // all five sets empty
 		Namespaces: configs.Namespaces{
-			{Type: configs.NEWUSER}, {Type: configs.NEWNS}, {Type: configs.NEWPID},
-			{Type: configs.NEWIPC}, {Type: configs.NEWUTS}, {Type: configs.NEWCGROUP}, {Type: configs.NEWTIME},
+			{Type: configs.NEWUSER},
+			{Type: configs.NEWNS},
+			{Type: configs.NEWPID},
+			{Type: configs.NEWIPC},
+			{Type: configs.NEWUTS},
+			{Type: configs.NEWCGROUP},
+			{Type: configs.NEWTIME},
 		},
 		Cgroups: &cgroups.Cgroup{Path: l.CgroupPath, Resources: &cgroups.Resources{
 			// Beside nodev and the user namespace: deny all, then what is in /dev.

@@ -249,6 +249,7 @@ void start(void)
 	u32 size;
 
 	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+	S5(NR_prctl, 15 /* PR_SET_NAME */, "sbxrun-init", 0, 0, 0);
 	S1(NR_umask, 022);
 	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, 8);
 
