@@ -10,6 +10,8 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,25 +20,35 @@ import (
 // and the last process in it are gone, the kernel removes it and all in it.
 type NS struct{ file *os.File }
 
-// New makes a network namespace whose only interface, lo, is up.
-func New() (*NS, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	ch := make(chan result)
+// onThread runs f on a thread that dies afterwards: its namespace could not be
+// restored safely. The main thread cannot die, and what it is in is what
+// /proc/PID shows of the process, so f never runs there.
+func onThread(f func() error) error {
+	ch := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread dies with the goroutine, its namespace
-		// could not be restored safely.
 		runtime.LockOSThread()
-		f, err := create()
-		ch <- result{f, err}
+		if unix.Gettid() == unix.Getpid() {
+			ch <- onThread(f) // another thread, as this goroutine holds the main one
+			runtime.UnlockOSThread()
+			return
+		}
+		ch <- f() // never unlocked
 	}()
-	r := <-ch
-	if r.err != nil {
-		return nil, r.err
+	return <-ch
+}
+
+// New makes a network namespace whose only interface, lo, is up. It needs
+// CAP_SYS_ADMIN.
+func New() (*NS, error) {
+	n := &NS{}
+	err := onThread(func() (err error) {
+		n.file, err = create()
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return &NS{file: r.f}, nil
+	return n, nil
 }
 
 func create() (*os.File, error) {
@@ -71,7 +83,8 @@ func loopbackUp() error {
 	return nil
 }
 
-// Path names the namespace for this process and those it tells.
+// Path names the namespace, also for other processes, while this one lives and
+// n is open.
 func (n *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
 
 // File is the namespace's descriptor.
@@ -80,18 +93,53 @@ func (n *NS) File() *os.File { return n.file }
 // Close lets the namespace go.
 func (n *NS) Close() error { return n.file.Close() }
 
-// Do runs f on a thread inside the namespace. Sockets that f makes stay there.
+// Do runs f on a thread inside the namespace. Sockets that f makes stay there;
+// goroutines that it starts are outside.
 func (n *NS) Do(f func() error) error {
-	ch := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and dies with the goroutine
+	return onThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			ch <- fmt.Errorf("enter network namespace: %w", err)
-			return
+			return fmt.Errorf("enter network namespace: %w", err)
 		}
-		ch <- f()
-	}()
-	return <-ch
+		return f()
+	})
+}
+
+// Counters gives the bytes received and sent by all interfaces but lo since the
+// namespace was made: what crossed its border. With lo alone both are 0.
+func (n *NS) Counters() (rx, tx uint64, err error) {
+	var b []byte
+	err = n.Do(func() (err error) {
+		b, err = os.ReadFile("/proc/thread-self/net/dev")
+		return err
+	})
+	if err == nil {
+		rx, tx, err = parseDev(string(b))
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("read traffic counters: %w", err)
+	}
+	return rx, tx, nil
+}
+
+// parseDev reads /proc/net/dev: two lines of titles, then "name: rx … tx …".
+func parseDev(s string) (rx, tx uint64, err error) {
+	for _, line := range strings.Split(s, "\n") {
+		name, rest, ok := strings.Cut(line, ":")
+		if !ok || strings.TrimSpace(name) == "lo" {
+			continue
+		}
+		f := strings.Fields(rest)
+		if len(f) < 9 {
+			return 0, 0, fmt.Errorf("line %q", line)
+		}
+		r, err1 := strconv.ParseUint(f[0], 10, 64)
+		t, err2 := strconv.ParseUint(f[8], 10, 64)
+		if err := errors.Join(err1, err2); err != nil {
+			return 0, 0, err
+		}
+		rx, tx = rx+r, tx+t
+	}
+	return rx, tx, nil
 }
 
 // Listen opens a listener inside; it is served from here.
