@@ -282,15 +282,50 @@ func DecodeManifest(b []byte) (*Manifest, error) {
 	if err := sc.Err(); err != nil {
 		return nil, fmt.Errorf("decode manifest: %w", err)
 	}
+	for i := 1; i < len(m.Entries); i++ {
+		if m.Entries[i-1].Path >= m.Entries[i].Path {
+			return nil, fmt.Errorf("decode manifest line %d: out of order", i+1)
+		}
+	}
+	if !bytes.Equal(m.Encode(), b) {
+		return nil, errors.New("decode manifest: damaged: not as it was written")
+	}
 	return m, nil
+}
+
+// checkTree says whether the entries make one tree: no name twice, and nothing
+// below a link or a file, through which making it would leave the layer.
+func (m *Manifest) checkTree() error {
+	dirs := map[string]bool{".": true}
+	for i, e := range m.Entries { // sorted: a directory comes before its content
+		if err := e.check(); err != nil {
+			return err
+		}
+		if i > 0 && m.Entries[i-1].Path == e.Path {
+			return fmt.Errorf("path %q is there twice", e.Path)
+		}
+		if !dirs[filepath.Dir(e.Path)] {
+			return fmt.Errorf("path %q lies in no directory of the layer", e.Path)
+		}
+		if e.Type == 'd' {
+			dirs[e.Path] = true
+		}
+	}
+	return nil
 }
 
 func (e Entry) check() error {
 	if !filepath.IsLocal(e.Path) || filepath.Clean(e.Path) != e.Path || e.Path == "." || strings.IndexByte(e.Path, 0) >= 0 {
 		return fmt.Errorf("path %q leaves the layer", e.Path)
 	}
+	if e.Mode&^0o777 != 0 || e.Size < 0 {
+		return fmt.Errorf("mode %o, size %d of %q: out of range", e.Mode, e.Size, e.Path)
+	}
 	switch e.Type {
 	case 'd', 'l':
+		if e.Digest != "" {
+			return fmt.Errorf("digest of %q, which has no content", e.Path)
+		}
 	case 'f':
 		if b, err := hex.DecodeString(e.Digest); err != nil || len(b) != sha256.Size {
 			return fmt.Errorf("digest %q of %q is none", e.Digest, e.Path)
@@ -468,7 +503,10 @@ func hexOf(digest string) (string, error) {
 // PublishLayer makes the layer of a manifest out of hard links to objects.
 // Publishing what is there already does nothing; two at once are fine.
 func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err error) {
-	enc := m.Encode()
+	enc := m.Encode() // sorts
+	if err := m.checkTree(); err != nil {
+		return "", fmt.Errorf("make layer: %w", err)
+	}
 	sum := sha256.Sum256(enc)
 	id := hex.EncodeToString(sum[:])
 	final := s.Path("layers", id)
@@ -488,9 +526,6 @@ func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err
 	for _, e := range m.Entries {
 		if err := ctx.Err(); err != nil {
 			return "", err
-		}
-		if err := e.check(); err != nil {
-			return "", fmt.Errorf("make layer: %w", err)
 		}
 		p := filepath.Join(work, "root", e.Path)
 		switch e.Type {
@@ -537,28 +572,50 @@ func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err
 	return filepath.Join(final, "root"), syncDir(s.Path("layers"))
 }
 
+// osLink is replaced by tests that run out of links.
+var osLink = os.Link
+
 // linkObject links a file of a layer to its content. Empty files are never
 // shared: they gain nothing and reach the file system's limit of links first.
+// Where content reaches it (ext4: 65,000) a copy takes its place in the store;
+// the layers that are there keep the first.
 func (s *Store) linkObject(e Entry, p string) error {
 	obj := s.objectPath(e.Digest, e.Mode&0o111 != 0)
-	err := error(unix.EMLINK)
-	if e.Size > 0 {
-		err = os.Link(obj, p)
+	if e.Size == 0 {
+		return copyFile(obj, p, e.Mode)
 	}
+	err := osLink(obj, p)
 	if !errors.Is(err, unix.EMLINK) {
 		return err
 	}
-	src, err := os.Open(obj)
+	if err := copyFile(obj, p, e.Mode); err != nil {
+		return err
+	}
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	tmp := s.Path("tmp", "object-"+hex.EncodeToString(b[:]))
+	if err := os.Link(p, tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, obj); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return nil
+}
+
+// copyFile copies content to a name that must not be there.
+func copyFile(from, to string, mode uint32) error {
+	src, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	dst, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(dst, src)
-	return errors.Join(err, dst.Chmod(os.FileMode(e.Mode&0o777)), dst.Close(), os.Chtimes(p, layerTime, layerTime))
+	return errors.Join(err, dst.Chmod(os.FileMode(mode&0o777)), dst.Close(), os.Chtimes(to, layerTime, layerTime))
 }
 
 // Layer gives a layer's directory and manifest.
@@ -632,6 +689,9 @@ type Damage struct {
 // manifest with the digest.
 func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error) {
 	root, m, err := s.Layer(digest)
+	if err != nil && root != "" { // what it should hold is not known any more
+		return []Damage{{"manifest", err.Error()}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
