@@ -117,6 +117,9 @@ func mentions(s string, words ...string) bool {
 	return false
 }
 
+// Groups lists every sandbox cgroup on the host, other installations' too.
+func Groups() []string { return cgroupDirs() }
+
 // cgroupDirs lists every cgroup below a folder named sbxrun, in all hierarchies.
 func cgroupDirs() []string {
 	var dirs []string
