@@ -7,8 +7,10 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +52,7 @@ func Detect() (*Host, error) {
 		return nil, fmt.Errorf("detect cgroups: %w", err)
 	}
 	defer f.Close()
+	roots := map[string]string{} // what part of the hierarchy the mount shows
 	sc := bufio.NewScanner(f)
 	sc.Buffer(nil, 1<<20)
 	for sc.Scan() {
@@ -61,12 +64,12 @@ func Detect() (*Host, error) {
 		switch b[0] {
 		case "cgroup2":
 			if _, dup := h.mounts[""]; !dup {
-				h.mounts[""] = a[4]
+				h.mounts[""], roots[""] = a[4], a[3]
 			}
 		case "cgroup":
 			for _, o := range strings.Split(b[2], ",") {
 				if _, dup := h.mounts[o]; !dup && known(o) {
-					h.mounts[o] = a[4]
+					h.mounts[o], roots[o] = a[4], a[3]
 				}
 			}
 		}
@@ -84,7 +87,7 @@ func Detect() (*Host, error) {
 			continue
 		}
 		for _, c := range strings.Split(p[1], ",") {
-			h.own[c] = p[2]
+			h.own[c] = below(roots[c], p[2])
 		}
 	}
 	v2, hasV2 := h.mounts[""]
@@ -106,6 +109,19 @@ func Detect() (*Host, error) {
 		}
 	}
 	return h, nil
+}
+
+// below gives own relative to a mount that shows only root of its hierarchy, as
+// in a container without a cgroup namespace. What lies outside of it is "/".
+func below(root, own string) string {
+	if root == "" {
+		root = "/"
+	}
+	rel, err := filepath.Rel(root, own)
+	if err != nil || rel == ".." || strings.HasPrefix(rel, "../") {
+		return "/"
+	}
+	return filepath.Join("/", rel)
 }
 
 func known(c string) bool {
@@ -138,6 +154,9 @@ func (h *Host) Check(l Limits) error {
 }
 
 func (h *Host) checkSwap(l Limits) error {
+	if l.MemoryBytes <= 0 && l.SwapBytes > 0 {
+		return &hinted{errors.New("limit swap: no memory limit"), "swap is limited on top of memory: set --memory too"}
+	}
 	if h.Mode == "v2" || l.MemoryBytes <= 0 || l.SwapBytes < 0 || h.mounts["memory"] == "" {
 		return nil
 	}
@@ -159,8 +178,10 @@ type Group struct {
 	h       *Host
 	rel     string
 	dirs    map[string]string // controller → directory; "" is v2
+	made    []string          // directories that Create made, what Close removes
 	limits  Limits
 	oom     chan struct{}
+	stop    chan struct{}
 	closers []func()
 	once    sync.Once
 }
@@ -196,15 +217,7 @@ func (h *Host) Paths(parent, name string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []string
-	seen := map[string]bool{}
-	for _, d := range m {
-		if !seen[d] {
-			seen[d] = true
-			out = append(out, d)
-		}
-	}
-	return out, nil
+	return unique(m), nil
 }
 
 // Create makes the group and writes its limits. Without parent it lies in
@@ -218,16 +231,16 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{h: h, rel: rel, dirs: dirs, limits: l, oom: make(chan struct{})}
+	g := &Group{h: h, rel: rel, dirs: dirs, limits: l, oom: make(chan struct{}), stop: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, g.Close())
+			err = errors.Join(err, g.Close()) // only what this call made
 		}
 	}()
+	if err := h.checkParent(parent, dirs, l); err != nil {
+		return nil, err
+	}
 	for c, d := range dirs {
-		if c == "freezer" && frozen(filepath.Dir(filepath.Dir(d))) {
-			return nil, &hinted{fmt.Errorf("make cgroup %q: a parent is frozen", d), "thaw it: a process would never start there"}
-		}
 		if h.Mode == "v2" {
 			if err := h.enable(filepath.Dir(d), l); err != nil {
 				return nil, err
@@ -235,8 +248,13 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 		} else if err := mkdirAll(filepath.Dir(d), c); err != nil {
 			return nil, err
 		}
-		if err := os.Mkdir(d, 0o755); err != nil && !(errors.Is(err, os.ErrExist) && c != "memory") {
-			return nil, fmt.Errorf("make cgroup: %w", err)
+		// Controllers that share a mount share the directory. One that was
+		// there before is another sandbox's and must not be joined or removed.
+		if !slices.Contains(g.made, d) {
+			if err := os.Mkdir(d, 0o755); err != nil {
+				return nil, fmt.Errorf("make cgroup: %w", err)
+			}
+			g.made = append(g.made, d)
 		}
 		if c == "cpuset" {
 			if err := copyCPUSet(d); err != nil {
@@ -255,10 +273,41 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 	return g, g.watch()
 }
 
+// checkParent refuses a parent in which a process would never start, and one
+// that is not there: a mistyped name must not become an unlimited cgroup.
+func (h *Host) checkParent(parent string, dirs map[string]string, l Limits) error {
+	var found bool
+	for c, d := range dirs {
+		up := filepath.Dir(d)
+		if (c == "freezer" || c == "") && frozen(up) {
+			return &hinted{fmt.Errorf("make cgroup %q: a parent is frozen", d), "thaw it (freezer.state, cgroup.freeze): a process would never start there"}
+		}
+		if parent == "" {
+			continue
+		}
+		ok := exists(up)
+		found = found || ok
+		asked := c == "" && h.Mode == "v2" || c == "memory" && l.MemoryBytes > 0 || c == "cpu" && l.CPUs > 0 ||
+			c == "cpuset" && l.CPUSet != "" || c == "pids" && l.Pids > 0
+		if asked && !ok {
+			return &hinted{fmt.Errorf("make cgroup: parent %q: %w", up, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
+		}
+	}
+	if parent != "" && !found {
+		return &hinted{fmt.Errorf("make cgroup: parent %q: %w", parent, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
+	}
+	return nil
+}
+
+// frozen says whether dir or one above it is frozen, or about to be.
 func frozen(dir string) bool {
 	for ; len(dir) > 1; dir = filepath.Dir(dir) {
 		b, err := os.ReadFile(filepath.Join(dir, "freezer.state"))
 		if err == nil && strings.TrimSpace(string(b)) != "THAWED" {
+			return true
+		}
+		b, err = os.ReadFile(filepath.Join(dir, "cgroup.freeze"))
+		if err == nil && strings.TrimSpace(string(b)) == "1" {
 			return true
 		}
 	}
@@ -311,7 +360,10 @@ func (h *Host) enable(dir string, l Limits) error {
 	if err != nil {
 		return fmt.Errorf("make cgroup %q: %w", dir, err)
 	}
-	want := map[string]bool{"memory": l.MemoryBytes > 0, "cpu": l.CPUs > 0, "cpuset": l.CPUSet != "", "pids": l.Pids > 0, "io": false}
+	want := map[string]bool{"memory": l.MemoryBytes > 0, "cpu": l.CPUs > 0, "pids": l.Pids > 0, "io": false}
+	if l.CPUSet != "" { // it has nothing to count: only where it is asked for
+		want["cpuset"] = true
+	}
 	cur := root
 	parts := strings.Split(rel, "/")
 	for i := 0; ; i++ {
@@ -459,23 +511,33 @@ func (g *Group) watch() error {
 	return nil
 }
 
-// listen turns wake-ups into one close of the channel. The v1 event comes
-// before the kill, so the counter decides; it is looked at for a while.
+// listen turns wake-ups into one close of the channel. The v1 event comes when
+// the limit is hit, before the victim is chosen, and comes to the groups below
+// the one that is out of memory too: the counter of kills decides. The kill may
+// follow late on a busy machine and nothing tells of it, so the counter is
+// looked at for five seconds, ever less often.
 func (g *Group) listen(f *os.File, buf []byte) {
 	done := make(chan struct{})
-	g.closers = append(g.closers, func() { f.Close(); <-done })
+	g.closers = append(g.closers, func() { close(g.stop); f.Close(); <-done })
 	go func() {
 		defer close(done)
 		for {
 			if _, err := f.Read(buf); err != nil {
 				return
 			}
-			for i := 0; i < 50; i++ {
+			for until, wait := time.Now().Add(5*time.Second), time.Millisecond/4; ; wait = min(2*wait, 20*time.Millisecond) {
 				if n := g.oomKills(); n != nil && *n > 0 {
 					close(g.oom)
 					return
 				}
-				time.Sleep(time.Millisecond)
+				if g.h.Mode == "v2" || time.Now().After(until) {
+					break // v2 tells of each change of the counters
+				}
+				select {
+				case <-g.stop:
+					return
+				case <-time.After(wait):
+				}
 			}
 		}
 	}()
@@ -488,16 +550,10 @@ func (g *Group) OOM() <-chan struct{} { return g.oom }
 func (g *Group) LibcontainerPath() string { return g.rel }
 
 // Dirs lists the group's directories.
-func (g *Group) Dirs() []string {
-	var out []string
-	seen := map[string]bool{}
-	for _, d := range g.dirs {
-		if !seen[d] {
-			seen[d] = true
-			out = append(out, d)
-		}
-	}
-	return out
+func (g *Group) Dirs() []string { return unique(g.dirs) }
+
+func unique(m map[string]string) []string {
+	return slices.Compact(slices.Sorted(maps.Values(m)))
 }
 
 // DirFD opens the v2 directory for CLONE_INTO_CGROUP (Linux 5.7).
@@ -537,7 +593,11 @@ func number(dir, file string) *uint64 {
 	if err != nil {
 		return nil
 	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	return parse(string(b))
+}
+
+func parse(s string) *uint64 {
+	n, err := strconv.ParseUint(strings.TrimSpace(s), 10, 64)
 	if err != nil {
 		return nil
 	}
@@ -685,45 +745,108 @@ func pressure(d string) map[string]uint64 {
 	return out
 }
 
-// Applied reads the limits back.
+// Applied reads back the limits that were asked for, as the kernel rounded them
+// (memory to pages, CPUs to microseconds of a period). What cannot be read, as
+// swap where the kernel does not account for it, is given as asked.
 func (g *Group) Applied() Limits {
 	l := g.limits
-	mem, memFile := g.dirs["memory"], "memory.limit_in_bytes"
-	pids := g.dirs["pids"]
-	if g.h.Mode == "v2" {
-		mem, memFile, pids = g.dirs[""], "memory.max", g.dirs[""]
+	v2 := g.h.Mode == "v2"
+	file := func(controller, v1, v2name string) *uint64 {
+		if v2 {
+			return number(g.dirs[""], v2name)
+		}
+		return number(g.dirs[controller], v1)
 	}
 	if l.MemoryBytes > 0 {
-		if n := number(mem, memFile); n != nil {
+		if n := file("memory", "memory.limit_in_bytes", "memory.max"); n != nil {
 			l.MemoryBytes = int64(*n)
+		}
+		if n := file("memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); n != nil && l.SwapBytes >= 0 {
+			l.SwapBytes = int64(*n)
+			if !v2 {
+				l.SwapBytes -= l.MemoryBytes
+			}
+		}
+	}
+	if l.CPUs > 0 {
+		quota, period := number(g.dirs["cpu"], "cpu.cfs_quota_us"), number(g.dirs["cpu"], "cpu.cfs_period_us")
+		if v2 {
+			b, _ := os.ReadFile(filepath.Join(g.dirs[""], "cpu.max"))
+			q, p, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
+			quota, period = parse(q), parse(p)
+		}
+		if quota != nil && period != nil && *period > 0 {
+			l.CPUs = float64(*quota) / float64(*period)
+		}
+	}
+	if l.CPUSet != "" {
+		d := g.dirs["cpuset"]
+		if v2 {
+			d = g.dirs[""]
+		}
+		if b, err := os.ReadFile(filepath.Join(d, "cpuset.cpus")); err == nil {
+			l.CPUSet = strings.TrimSpace(string(b))
 		}
 	}
 	if l.Pids > 0 {
-		if n := number(pids, "pids.max"); n != nil {
+		if n := file("pids", "pids.max", "pids.max"); n != nil {
 			l.Pids = int64(*n)
 		}
 	}
 	return l
 }
 
-// Kill ends every process of the group.
-func (g *Group) Kill() error { return killDirs(g.Dirs()) }
+// Kill ends every process of the group, also those being forked. It does not
+// wait until they are gone.
+func (g *Group) Kill() error { return killDirs(g.made) }
 
 func killDirs(dirs []string) error {
+	defer thaw(dirs) // a process that the v1 freezer holds does not die
 	for _, d := range dirs {
 		if err := write(d, "cgroup.kill", "1"); err == nil {
 			return nil // Linux 5.14, v2 or the v2 tree of a hybrid host
 		}
 	}
+	freeze(dirs)
 	var errs []error
-	for _, d := range dirs {
-		for _, pid := range procs(d) {
-			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-				errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+	for range 10 { // without a freezer a fork may slip through one pass
+		errs = nil
+		var n int
+		for _, d := range dirs {
+			for _, pid := range procs(d) {
+				n++
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+					errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+				}
 			}
+		}
+		if n == 0 {
+			break
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// freeze stops the groups' processes from forking; it waits 50 ms at most.
+func freeze(dirs []string) {
+	for _, d := range dirs {
+		if write(d, "freezer.state", "FROZEN") != nil {
+			continue
+		}
+		for range 50 {
+			b, err := os.ReadFile(filepath.Join(d, "freezer.state"))
+			if err != nil || strings.TrimSpace(string(b)) == "FROZEN" {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+func thaw(dirs []string) {
+	for _, d := range dirs {
+		_ = write(d, "freezer.state", "THAWED") // only the v1 freezer has the file
+	}
 }
 
 func procs(dir string) []int {
@@ -744,7 +867,7 @@ func (g *Group) Close() error {
 		for _, f := range g.closers {
 			f()
 		}
-		err = Remove(g.Dirs())
+		err = Remove(g.made)
 	})
 	return err
 }
