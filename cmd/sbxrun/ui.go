@@ -22,7 +22,6 @@ type ui struct {
 	phase          string
 	began, phaseAt time.Time
 	drawn          bool
-	tick           *time.Ticker
 	stop           chan struct{}
 	stopped        chan struct{}
 }
