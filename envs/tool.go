@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 
@@ -224,7 +223,7 @@ type indexConfig struct {
 	binds []JobBind
 }
 
-var urlIn = regexp.MustCompile(`https?://[^\s"'#;]+`)
+var urlIn = lazy(`https?://[^\s"'#;]+`)
 
 // index reads the resolver's configuration: the recipe, the file's own lines,
 // UV_* and PIP_* variables, pip's configuration files; first one wins.
@@ -261,7 +260,7 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 	inFile := false
 	for _, o := range in.opts {
 		inFile = inFile || strings.HasPrefix(o, "--index-url") || strings.HasPrefix(o, "-i")
-		for _, u := range urlIn.FindAllString(o, -1) {
+		for _, u := range urlIn().FindAllString(o, -1) {
 			addHost(u)
 		}
 	}
@@ -285,7 +284,7 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 		addHost("https://" + t.FileHost)
 	}
 	if in.kind == "pylock" {
-		for _, u := range urlIn.FindAllString(string(in.files[0].data), -1) {
+		for _, u := range urlIn().FindAllString(string(in.files[0].data), -1) {
 			addHost(u)
 		}
 	}
