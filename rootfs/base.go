@@ -106,8 +106,8 @@ func (s *Store) Bases() ([]BaseInfo, error) {
 	return out, nil
 }
 
-// RemoveBase forgets a base and removes its layers unless another base or a
-// live sandbox uses them.
+// RemoveBase removes a base, and its layers unless another base has them too.
+// One that a live sandbox runs on (see Use) is left as it is: ErrBusy.
 func (s *Store) RemoveBase(name string) error {
 	if err := checkBaseName(name); err != nil {
 		return err
@@ -115,6 +115,11 @@ func (s *Store) RemoveBase(name string) error {
 	if name == "host" {
 		return errors.New("remove base \"host\": it is the host itself")
 	}
+	release, err := s.tryLock("bases") // a base that is being added may share a layer
+	if err != nil {
+		return &hinted{fmt.Errorf("remove base %q: %w", name, err), "a base is being added or removed: try again when that is done"}
+	}
+	defer release()
 	path := s.Path("bases", name+".json")
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -124,27 +129,39 @@ func (s *Store) RemoveBase(name string) error {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return fmt.Errorf("remove base %q: %w", name, err)
 	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("remove base: %w", err)
-	}
 	used := map[string]bool{}
-	ents, _ := os.ReadDir(s.Path("bases"))
+	ents, err := os.ReadDir(s.Path("bases"))
+	if err != nil {
+		return fmt.Errorf("remove base %q: %w", name, err)
+	}
 	for _, e := range ents {
-		var o baseRecord
-		if b, err := os.ReadFile(s.Path("bases", e.Name())); err == nil && json.Unmarshal(b, &o) == nil {
+		if e.Name() == name+".json" {
+			continue
+		}
+		b, err := os.ReadFile(s.Path("bases", e.Name()))
+		if err != nil {
+			return fmt.Errorf("remove base %q: %w", name, err)
+		}
+		var o baseRecord // host.json has no layers of this form
+		if json.Unmarshal(b, &o) == nil {
 			for _, l := range o.Layers {
 				used[l] = true
 			}
 		}
 	}
-	var errs []error
+	// The record goes last: what is left by a crash can be removed again.
 	for _, l := range r.Layers {
 		if used[l] {
 			continue
 		}
-		if err := s.RemoveLayer(l); err != nil && !errors.Is(err, ErrBusy) {
-			errs = append(errs, err)
+		if err := s.RemoveLayer(l); errors.Is(err, ErrBusy) {
+			return &hinted{fmt.Errorf("remove base %q: %w", name, err), "a sandbox runs on it: end it first"}
+		} else if err != nil {
+			return fmt.Errorf("remove base %q: %w", name, err)
 		}
 	}
-	return errors.Join(errs...)
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove base: %w", err)
+	}
+	return syncDir(s.Path("bases"))
 }

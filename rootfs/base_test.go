@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -11,8 +12,6 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"testing"
-
-	"archive/tar"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/stretchr/testify/require"
@@ -106,8 +105,10 @@ func TestAddBaseKinds(t *testing.T) {
 	oci := writeOCI(t, nil, l1, l2)
 	save := t.TempDir()
 	cfg := []byte(`{"config":{"Env":["PATH=/x:/bin","LANG=C.UTF-8"]},"rootfs":{"diff_ids":["sha256:` + sum(l1) + `","sha256:` + sum(l2) + `"]}}`)
-	for p, b := range map[string][]byte{"a/layer.tar": l1, "b/layer.tar": l2, sum(cfg) + ".json": cfg,
-		"manifest.json": []byte(`[{"Config":"` + sum(cfg) + `.json","RepoTags":["a:b"],"Layers":["a/layer.tar","b/layer.tar"]}]`)} {
+	for p, b := range map[string][]byte{
+		"a/layer.tar": l1, "b/layer.tar": l2, sum(cfg) + ".json": cfg,
+		"manifest.json": []byte(`[{"Config":"` + sum(cfg) + `.json","RepoTags":["a:b"],"Layers":["a/layer.tar","b/layer.tar"]}]`),
+	} {
 		require.NoError(t, os.MkdirAll(filepath.Join(save, filepath.Dir(p)), 0o755))
 		require.NoError(t, os.WriteFile(filepath.Join(save, p), b, 0o644))
 	}

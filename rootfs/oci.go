@@ -31,6 +31,11 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 		return Base{}, err
 	}
 	defer free()
+	adding, err := s.Lock(ctx, "bases", false) // against RemoveBase
+	if err != nil {
+		return Base{}, err
+	}
+	defer adding()
 	record := s.Path("bases", name+".json")
 	if _, serr := os.Stat(record); serr == nil || name == "host" {
 		return Base{}, &hinted{fmt.Errorf("add base %q: %w", name, os.ErrExist), "sbxrun base rm " + name + ", or choose another name"}

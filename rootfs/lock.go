@@ -1,0 +1,39 @@
+package rootfs
+
+import (
+	"context"
+	"path/filepath"
+)
+
+// Use holds a base while a sandbox runs on it: its layers cannot be removed
+// until release is called or the process dies. Lowers that are no layers of
+// this store are not held. A layer that is gone already is an error.
+func (s *Store) Use(ctx context.Context, b Base) (release func(), err error) {
+	var held []func()
+	release = func() {
+		for _, r := range held {
+			r()
+		}
+	}
+	for _, l := range b.Lowers {
+		rel, err := filepath.Rel(s.Path("layers"), l)
+		if err != nil || filepath.Base(rel) != "root" {
+			continue
+		}
+		id := filepath.Dir(rel)
+		if _, err := hexOf("sha256:" + id); err != nil {
+			continue
+		}
+		r, err := s.Lock(ctx, "layer-"+id, false)
+		if err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, r)
+		if _, err := s.LayerPath("sha256:" + id); err != nil { // removed before we held it
+			release()
+			return nil, err
+		}
+	}
+	return release, nil
+}

@@ -1,0 +1,48 @@
+package rootfs
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A base under a live sandbox stays, with its record.
+func TestBaseInUseStays(t *testing.T) {
+	s := testStore(t)
+	ctx := context.Background()
+	src := filepath.Join(t.TempDir(), "x.tar")
+	require.NoError(t, os.WriteFile(src, makeTar(t, dir("usr"), file("usr/f", "x")), 0o644))
+	b, err := s.AddBase(ctx, "b", src, nil)
+	require.NoError(t, err)
+	one, err := s.Use(ctx, b)
+	require.NoError(t, err)
+	two, err := s.Use(ctx, b)
+	require.NoError(t, err)
+	one()
+	require.ErrorIs(t, s.RemoveBase("b"), ErrBusy)
+	require.FileExists(t, filepath.Join(b.Lowers[0], "usr/f"))
+	_, err = s.Base("b")
+	require.NoError(t, err)
+	two()
+	require.NoError(t, s.RemoveBase("b"))
+	_, err = s.Use(ctx, b)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.Error(t, s.RemoveBase("b"))
+	host, err := s.HostBase(ctx)
+	require.NoError(t, err)
+	three, err := s.Use(ctx, host)
+	require.NoError(t, err)
+	three()
+}
+
+func TestRemoveBaseWaitsForNoAdd(t *testing.T) {
+	s := testStore(t)
+	ctx := context.Background()
+	adding, err := s.Lock(ctx, "bases", false)
+	require.NoError(t, err)
+	defer adding()
+	require.ErrorIs(t, s.RemoveBase("b"), ErrBusy)
+}
