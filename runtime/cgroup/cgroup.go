@@ -252,7 +252,7 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 		// there before is another sandbox's and must not be joined or removed.
 		if !slices.Contains(g.made, d) {
 			if err := os.Mkdir(d, 0o755); err != nil {
-				return nil, fmt.Errorf("make cgroup: %w", err)
+				return nil, err // says mkdir, which and why
 			}
 			g.made = append(g.made, d)
 		}
@@ -277,10 +277,11 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 // that is not there: a mistyped name must not become an unlimited cgroup.
 func (h *Host) checkParent(parent string, dirs map[string]string, l Limits) error {
 	var found bool
-	for c, d := range dirs {
+	for _, c := range slices.Sorted(maps.Keys(dirs)) {
+		d := dirs[c]
 		up := filepath.Dir(d)
 		if (c == "freezer" || c == "") && frozen(up) {
-			return &hinted{fmt.Errorf("make cgroup %q: a parent is frozen", d), "thaw it (freezer.state, cgroup.freeze): a process would never start there"}
+			return &hinted{fmt.Errorf("enter cgroup %q: it or one above it is frozen", up), "thaw it (freezer.state, cgroup.freeze): a process would never start there"}
 		}
 		if parent == "" {
 			continue
@@ -290,11 +291,11 @@ func (h *Host) checkParent(parent string, dirs map[string]string, l Limits) erro
 		asked := c == "" && h.Mode == "v2" || c == "memory" && l.MemoryBytes > 0 || c == "cpu" && l.CPUs > 0 ||
 			c == "cpuset" && l.CPUSet != "" || c == "pids" && l.Pids > 0
 		if asked && !ok {
-			return &hinted{fmt.Errorf("make cgroup: parent %q: %w", up, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
+			return &hinted{fmt.Errorf("find parent cgroup %q: %w", up, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
 		}
 	}
 	if parent != "" && !found {
-		return &hinted{fmt.Errorf("make cgroup: parent %q: %w", parent, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
+		return &hinted{fmt.Errorf("find parent cgroup %q: %w", parent, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
 	}
 	return nil
 }
@@ -323,7 +324,7 @@ func mkdirAll(dir, controller string) error {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make cgroup: %w", err)
+		return err
 	}
 	if controller == "cpuset" {
 		return copyCPUSet(dir)
@@ -345,6 +346,15 @@ func copyCPUSet(dir string) error {
 		up, err := os.ReadFile(filepath.Join(filepath.Dir(dir), f))
 		if err != nil {
 			return fmt.Errorf("read cpuset: %w", err)
+		}
+		// Another launch has made the shared parent and not yet filled it.
+		if strings.TrimSpace(string(up)) == "" {
+			if err := copyCPUSet(filepath.Dir(dir)); err != nil {
+				return err
+			}
+			if up, err = os.ReadFile(filepath.Join(filepath.Dir(dir), f)); err != nil {
+				return fmt.Errorf("read cpuset: %w", err)
+			}
 		}
 		if err := write(dir, f, strings.TrimSpace(string(up))); err != nil {
 			return err
@@ -380,7 +390,7 @@ func (h *Host) enable(dir string, l Limits) error {
 		}
 		cur = filepath.Join(cur, parts[i])
 		if err := os.Mkdir(cur, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("make cgroup: %w", err)
+			return err
 		}
 	}
 }

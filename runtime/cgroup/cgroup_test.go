@@ -204,7 +204,8 @@ func TestMemoryLimitTellsOfTheKill(t *testing.T) {
 	if u.OOMKills == nil || *u.OOMKills < 1 {
 		t.Fatalf("oom kills %v", u.OOMKills)
 	}
-	if u.MemoryPeakBytes != nil && (*u.MemoryPeakBytes < 40<<20 || *u.MemoryPeakBytes > 48<<20) {
+	// The kernel charges a dying process a few pages past the limit.
+	if u.MemoryPeakBytes != nil && (*u.MemoryPeakBytes < 40<<20 || *u.MemoryPeakBytes > 49<<20) {
 		t.Fatalf("peak %d", *u.MemoryPeakBytes)
 	}
 }
@@ -395,6 +396,30 @@ func TestCPUSetThatIsNotThere(t *testing.T) {
 	for _, d := range dirs {
 		if exists(d) {
 			t.Errorf("%s is left", d)
+		}
+	}
+}
+
+// Two launches at once: one has made the shared parent and not yet filled it.
+func TestCPUSetBelowAnEmptyParent(t *testing.T) {
+	h := detect(t)
+	if h.Mode == "v2" || h.mounts["cpuset"] == "" {
+		t.Skip("only v1 cpusets are born empty")
+	}
+	up := filepath.Join(h.mounts["cpuset"], fmt.Sprintf("test-empty-%d", os.Getpid()))
+	dir := filepath.Join(up, "x")
+	for _, d := range []string{up, dir} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Rmdir(d) })
+	}
+	if err := copyCPUSet(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+		if b, err := os.ReadFile(filepath.Join(dir, f)); err != nil || strings.TrimSpace(string(b)) == "" {
+			t.Errorf("%s %q, %v", f, b, err)
 		}
 	}
 }

@@ -15,10 +15,10 @@ import (
 
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
-	oc "github.com/opencontainers/cgroups"
-	"github.com/opencontainers/cgroups/fs"
-	"github.com/opencontainers/cgroups/fs2"
-	ocmanager "github.com/opencontainers/cgroups/manager"
+	oc "github.com/opencontainers/cgroups"                //nolint:depguard // the oracle; only this test links it
+	"github.com/opencontainers/cgroups/fs"                //nolint:depguard // the oracle; only this test links it
+	"github.com/opencontainers/cgroups/fs2"               //nolint:depguard // the oracle; only this test links it
+	ocmanager "github.com/opencontainers/cgroups/manager" //nolint:depguard // the oracle; only this test links it
 
 	"github.com/sbxrun/sbxrun/runtime/cgroup"
 	"github.com/sbxrun/sbxrun/test/need"
