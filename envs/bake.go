@@ -106,6 +106,9 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 	ix := t.index(r, l.in)
 	online := m.job(t, r.Base, "bake", dir, &ix)
 	count := fmt.Sprintf("%d packages", len(l.in.reqs))
+	if len(l.in.reqs) == 1 {
+		count = l.in.reqs[0].name
+	}
 	if l.kind == "pylock" {
 		count = "pylock.toml"
 	}
