@@ -346,8 +346,14 @@ func fsmountOverlay(target string, lowers []string, upper, work string) error {
 			return fmt.Errorf("add layer %q: %w", l, err)
 		}
 	}
-	for _, kv := range [][2]string{{"source", "sbxrun"}, {"upperdir", upper}, {"workdir", work},
-		{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}} {
+	for _, kv := range [][2]string{
+		{"source", "sbxrun"},
+		{"upperdir", upper},
+		{"workdir", work},
+		{"redirect_dir", "off"},
+		{"metacopy", "off"},
+		{"index", "off"},
+	} {
 		if err := unix.FsconfigSetString(fs, kv[0], kv[1]); err != nil {
 			return fmt.Errorf("mount overlay on %q: option %s: %w", target, kv[0], err)
 		}

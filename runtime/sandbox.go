@@ -195,11 +195,16 @@ func (s *sandbox) takeSlot() error {
 		}
 		s.push(l.release)
 	}
+	store, err := rootfs.OpenStore(s.plan.Dirs.Root)
+	if err != nil {
+		return err
+	}
+	unuse, err := store.Use(context.Background(), s.plan.Base)
+	if err != nil {
+		return &Error{Op: "use base", Object: s.plan.Base.Name, Err: err, Hint: "it was removed: sbxrun base list"}
+	}
+	s.push(func() error { unuse(); return nil })
 	if s.plan.Layer != nil {
-		store, err := rootfs.OpenStore(s.plan.Dirs.Root)
-		if err != nil {
-			return err
-		}
 		release, err := store.Lock(context.Background(), "layer-"+strings.TrimPrefix(s.plan.Layer.Digest, "sha256:"), false)
 		if err != nil {
 			return err
