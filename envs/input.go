@@ -16,6 +16,7 @@ type input struct {
 	files []inputFile
 	reqs  []requirement
 	opts  []string // index lines: --index-url X, --extra-index-url X, …
+	urls  []string // of requirements that name their file: name @ https://…
 }
 
 // inputFile is one file; name is relative to a common directory, so that
@@ -188,6 +189,9 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 	}
 	if rest != "" && !strings.ContainsAny(rest[:1], "=<>!~;@(") {
 		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
+	}
+	if strings.HasPrefix(rest, "@") {
+		in.urls = append(in.urls, urlIn().FindAllString(rest, -1)...)
 	}
 	in.reqs = append(in.reqs, r)
 	return nil

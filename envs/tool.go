@@ -264,6 +264,9 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 			addHost(u)
 		}
 	}
+	for _, u := range in.urls {
+		addHost(u)
+	}
 	if index != "" {
 		c.env = append(c.env, "UV_DEFAULT_INDEX="+index, "PIP_INDEX_URL="+index)
 		addHost(index)
