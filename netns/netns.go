@@ -32,7 +32,9 @@ func onThread(f func() error) error {
 			runtime.UnlockOSThread()
 			return
 		}
-		ch <- f() // never unlocked
+		err := errors.New("the function ended its goroutine")
+		defer func() { ch <- err }() // also on Goexit, which a failed test calls
+		err = f()                    // never unlocked
 	}()
 	return <-ch
 }
