@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -134,6 +135,7 @@ func olderThan(a, b string) bool {
 // configuration, without what would change what it does otherwise.
 func hostPython(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "python3", args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	for _, kv := range os.Environ() {
 		k, _, _ := strings.Cut(kv, "=")
 		switch {
@@ -146,10 +148,22 @@ func hostPython(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// onThread runs f on a thread that stays: PR_SET_PDEATHSIG fires when the thread
+// that started the child ends, not the process. Without it pip outlives a
+// killed sbxrun and makes anew the directory that was cleaned away under it.
+func onThread(f func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return f()
+}
+
 // publicIndex asks pip where the public index is; empty where there is no pip.
 func publicIndex(ctx context.Context) (indexURL, fileHost string) {
-	out, err := hostPython(ctx, "-c", "from pip._internal.models.index import PyPI as p; print(p.simple_url, p.file_storage_domain)").Output()
-	if f := strings.Fields(string(out)); err == nil && len(f) == 2 {
+	cmd := hostPython(ctx, "-c", "from pip._internal.models.index import PyPI as p; print(p.simple_url, p.file_storage_domain)")
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	err := onThread(cmd.Run)
+	if f := strings.Fields(out.String()); err == nil && len(f) == 2 {
 		return f[0], f[1]
 	}
 	return "", ""
@@ -174,7 +188,7 @@ func (m *Manager) installUV(ctx context.Context) (path string, err error) {
 	cmd := hostPython(ctx, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", req, "-d", tmp)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
+	if err := onThread(cmd.Run); err != nil {
 		return "", fail("apt-get install python3-pip; or put uv on PATH", "install uv: %v: %s", err, lastLine(out.String()))
 	}
 	wheels, _ := filepath.Glob(filepath.Join(tmp, "uv-*.whl"))
