@@ -686,7 +686,8 @@ type Damage struct {
 }
 
 // VerifyLayer reads a whole layer and compares it with its manifest, and the
-// manifest with the digest.
+// manifest with the digest. Content that is damaged in the store of objects
+// too is taken out of it.
 func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error) {
 	root, m, err := s.Layer(digest)
 	if err != nil && root != "" { // what it should hold is not known any more
@@ -735,6 +736,11 @@ func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error
 		}
 		if got != e.Digest {
 			bad(e.Path, "content changed: sha256 %s, not %s", got, e.Digest)
+			// The object is most likely the same inode: nothing new may be made
+			// of it.
+			if err := s.dropDamaged(e.Digest, e.Mode&0o111 != 0); err != nil {
+				return nil, err
+			}
 		}
 	}
 	err = filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
@@ -744,6 +750,22 @@ func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error
 		return err
 	})
 	return out, err
+}
+
+// dropDamaged removes an object whose content is not what its name says.
+func (s *Store) dropDamaged(digest string, exec bool) error {
+	p := s.objectPath(digest, exec)
+	got, err := fileDigest(p)
+	if errors.Is(err, os.ErrNotExist) || err == nil && got == digest {
+		return nil
+	}
+	if err == nil {
+		err = os.Remove(p)
+	}
+	if err != nil {
+		return fmt.Errorf("drop damaged object: %w", err)
+	}
+	return nil
 }
 
 func fileDigest(path string) (string, error) {
