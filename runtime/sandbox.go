@@ -119,6 +119,7 @@ func Run(ctx context.Context, plan *Plan, io IO) (*Result, error) {
 	cerr := s.close()
 	s.res.PhasesMS["teardown"] += msSince(start)
 	s.res.FinishedAt = time.Now()
+	_, _ = healSlots(plan.Dirs.State) // of others, which crashed; what cannot be healed now stays in its journal
 	s.res.WallMS = float64(s.res.FinishedAt.Sub(s.res.StartedAt).Microseconds()) / 1000
 	if err != nil {
 		fillSetupFailure(s.res, err)

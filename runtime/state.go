@@ -167,18 +167,17 @@ func newID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// GC heals what crashed sandboxes left and returns, in words, what it did. It
-// is safe beside running sandboxes and bakes.
-func GC(dirs Dirs) ([]string, error) {
-	var did []string
-	var errs []error
-	ents, err := os.ReadDir(slotsDir(dirs.State))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
+// healSlots heals every slot that nobody holds and that has content: its
+// supervisor died.
+func healSlots(state string) (did []string, err error) {
+	ents, err := os.ReadDir(slotsDir(state))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
 	}
+	errs := []error{err}
 	sort.Slice(ents, func(i, k int) bool { return ents[i].Name() < ents[k].Name() })
 	for _, e := range ents {
-		path := filepath.Join(slotsDir(dirs.State), e.Name())
+		path := filepath.Join(slotsDir(state), e.Name())
 		f, err := lockFile(path)
 		if err != nil || f == nil {
 			errs = append(errs, err)
@@ -187,8 +186,7 @@ func GC(dirs Dirs) ([]string, error) {
 		s := &slot{path: path, file: f}
 		j, err := s.heal()
 		if err != nil {
-			errs = append(errs, err)
-			f.Close()
+			errs = append(errs, err, f.Close())
 			continue
 		}
 		if j != nil {
@@ -196,8 +194,16 @@ func GC(dirs Dirs) ([]string, error) {
 		}
 		errs = append(errs, s.release())
 	}
+	return did, errors.Join(errs...)
+}
+
+// GC heals what crashed sandboxes left and returns, in words, what it did. It
+// is safe beside running sandboxes and bakes.
+func GC(dirs Dirs) ([]string, error) {
+	did, err := healSlots(dirs.State)
+	errs := []error{err}
 	names := filepath.Join(dirs.State, "names")
-	ents, _ = os.ReadDir(names)
+	ents, _ := os.ReadDir(names)
 	for _, e := range ents {
 		if f, err := lockFile(filepath.Join(names, e.Name())); err == nil && f != nil {
 			errs = append(errs, (&slot{path: filepath.Join(names, e.Name()), file: f}).release())
