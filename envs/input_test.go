@@ -127,7 +127,9 @@ func TestInterpreterIsFoundInsideTheBaseOnly(t *testing.T) {
 }
 
 func TestWheelsArePutTogetherAndConflictsAreSeen(t *testing.T) {
-	f := func(path, digest string) rootfs.Entry { return rootfs.Entry{Path: path, Type: 'f', Mode: 0o444, Digest: digest} }
+	f := func(path, digest string) rootfs.Entry {
+		return rootfs.Entry{Path: path, Type: 'f', Mode: 0o444, Digest: digest}
+	}
 	d := func(path string) rootfs.Entry { return rootfs.Entry{Path: path, Type: 'd', Mode: 0o755} }
 	a := &rootfs.Manifest{Entries: []rootfs.Entry{d("opt"), f("opt/a", "1")}}
 	b := &rootfs.Manifest{Entries: []rootfs.Entry{d("opt"), f("opt/b", "2")}}

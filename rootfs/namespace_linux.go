@@ -32,10 +32,20 @@ type Namespace struct {
 func NewNamespace(stage string) (*Namespace, error) {
 	n := &Namespace{stage: stage, work: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error, 1)
-	go func() {
+	var serve func()
+	serve = func() {
 		// Never unlocked: the thread's state cannot be restored, so it dies
-		// with the goroutine.
+		// with the goroutine. The main thread cannot die, and what it is in is
+		// what /proc/PID shows of the process: another one is taken while this
+		// goroutine holds it.
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			started := make(chan struct{})
+			go func() { close(started); serve() }()
+			<-started
+			runtime.UnlockOSThread()
+			return
+		}
 		defer close(n.done)
 		err := enterPrivate(stage)
 		ready <- err
@@ -45,7 +55,8 @@ func NewNamespace(stage string) (*Namespace, error) {
 		for f := range n.work {
 			f()
 		}
-	}()
+	}
+	go serve()
 	if err := <-ready; err != nil {
 		<-n.done
 		return nil, err
