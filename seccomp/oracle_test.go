@@ -187,8 +187,10 @@ var newerThanLibrary = func() map[uint32]bool {
 // sample gives values at which a comparison may err: the ones in the policy,
 // with bits turned, and with something in the high half.
 func sample(rnd *rand.Rand) uint64 {
-	vals := []uint64{0, 1, 2, 3, 8, 10, 15, 16, 17, 38, 40, 0o100, 0o20000000, 0o4000, 0o2000, 0o4755, 0o2755, 0o644, 0x5412, 0x541c, 0x5413, 0x5401,
-		0x20000, 0x20008, 0xffffffff, 0x7e020000, 0x10000000, 0x01200011, 0x7fffffff}
+	vals := []uint64{
+		0, 1, 2, 3, 8, 10, 15, 16, 17, 38, 40, 0o100, 0o20000000, 0o4000, 0o2000, 0o4755, 0o2755, 0o644, 0x5412, 0x541c, 0x5413, 0x5401,
+		0x20000, 0x20008, 0xffffffff, 0x7e020000, 0x10000000, 0x01200011, 0x7fffffff,
+	}
 	v := vals[rnd.Intn(len(vals))]
 	switch rnd.Intn(6) {
 	case 0:

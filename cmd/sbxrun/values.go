@@ -21,8 +21,10 @@ func parseSize(s string) (int64, error) {
 	t := strings.ToLower(strings.TrimSpace(s))
 	num := strings.TrimRight(t, "bkmgti ")
 	unit := strings.TrimSpace(t[len(num):])
-	shift := map[string]uint{"": 0, "b": 0, "k": 10, "kb": 10, "ki": 10, "kib": 10, "m": 20, "mb": 20, "mi": 20, "mib": 20,
-		"g": 30, "gb": 30, "gi": 30, "gib": 30, "t": 40, "tb": 40, "ti": 40, "tib": 40}
+	shift := map[string]uint{
+		"": 0, "b": 0, "k": 10, "kb": 10, "ki": 10, "kib": 10, "m": 20, "mb": 20, "mi": 20, "mib": 20,
+		"g": 30, "gb": 30, "gi": 30, "gib": 30, "t": 40, "tb": 40, "ti": 40, "tib": 40,
+	}
 	sh, ok := shift[unit]
 	f, err := strconv.ParseFloat(num, 64)
 	if !ok || err != nil || strings.ContainsAny(num, "xXpPeE_nN+") {

@@ -44,8 +44,10 @@ func (o *recipeOptions) declareRecipe(f *pflag.FlagSet) {
 }
 
 func (o *recipeOptions) recipe(base rootfs.Base) envs.Recipe {
-	return envs.Recipe{File: o.requirements, Base: base, Python: o.python, SystemSitePackages: o.system, AllowBuild: o.allowBuild,
-		Hooks: o.hooks, Env: o.envVars, IndexURL: o.indexURL, ExcludeNewer: o.newer, Refresh: o.refresh}
+	return envs.Recipe{
+		File: o.requirements, Base: base, Python: o.python, SystemSitePackages: o.system, AllowBuild: o.allowBuild,
+		Hooks: o.hooks, Env: o.envVars, IndexURL: o.indexURL, ExcludeNewer: o.newer, Refresh: o.refresh,
+	}
 }
 
 // needRoot and none are what most verbs check.
@@ -132,7 +134,8 @@ func (o *buildOptions) build(c *command, args []string) (*envs.Manager, envs.Rec
 }
 
 func envBuildVerb() *verb {
-	return &verb{name: "env build", args: "[flags] -r FILE", short: "bake an environment, once",
+	return &verb{
+		name: "env build", args: "[flags] -r FILE", short: "bake an environment, once",
 		setup: func(c *command) { c.opts = declareBuild(c, true) },
 		run: func(c *command, args []string) (int, error) {
 			o := c.opts.(*buildOptions)
@@ -155,11 +158,13 @@ func envBuildVerb() *verb {
 			}
 			c.ui.outf("%s\n", e.Digest)
 			return 0, nil
-		}}
+		},
+	}
 }
 
 func envLockVerb() *verb {
-	return &verb{name: "env lock", args: "[flags] -r FILE", short: "print the hashed lock of a requirements file",
+	return &verb{
+		name: "env lock", args: "[flags] -r FILE", short: "print the hashed lock of a requirements file",
 		setup: func(c *command) {
 			o := declareBuild(c, false)
 			c.flags.StringVarP(&o.out, "output", "o", "", "write it to this `file`")
@@ -186,7 +191,8 @@ func envLockVerb() *verb {
 			}
 			c.ui.outf("%s", b)
 			return 0, nil
-		}}
+		},
+	}
 }
 
 func jsonFlag(c *command) {
@@ -194,7 +200,8 @@ func jsonFlag(c *command) {
 }
 
 func envListVerb() *verb {
-	return &verb{name: "env list", args: "[flags]", short: "list the environments", setup: jsonFlag,
+	return &verb{
+		name: "env list", args: "[flags]", short: "list the environments", setup: jsonFlag,
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 0, 0)
 			if err != nil {
@@ -216,7 +223,8 @@ func envListVerb() *verb {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", envs.Short(e.Digest), strings.Join(e.Names, ","), e.Base, e.Python, len(e.Packages), human(e.SizeBytes), e.CreatedAt.Format(time.DateTime))
 			}
 			return 0, w.Flush()
-		}}
+		},
+	}
 }
 
 func human(n int64) string {
@@ -230,7 +238,8 @@ func human(n int64) string {
 }
 
 func envInspectVerb() *verb {
-	return &verb{name: "env inspect", args: "NAME|DIGEST", short: "print all about an environment as JSON",
+	return &verb{
+		name: "env inspect", args: "NAME|DIGEST", short: "print all about an environment as JSON",
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 1, 1)
 			if err != nil {
@@ -246,11 +255,13 @@ func envInspectVerb() *verb {
 			}
 			c.ui.outf("%s\n", b)
 			return 0, nil
-		}}
+		},
+	}
 }
 
 func envRemoveVerb() *verb {
-	return &verb{name: "env rm", args: "NAME|DIGEST…", short: "remove environments",
+	return &verb{
+		name: "env rm", args: "NAME|DIGEST…", short: "remove environments",
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 1, 1<<20)
 			if err != nil {
@@ -262,7 +273,8 @@ func envRemoveVerb() *verb {
 				errs = append(errs, m.Remove(a))
 			}
 			return 0, errors.Join(errs...)
-		}}
+		},
+	}
 }
 
 func envPruneVerb() *verb {
@@ -270,7 +282,8 @@ func envPruneVerb() *verb {
 		age time.Duration
 		all bool
 	}
-	return &verb{name: "env prune", args: "[flags]", short: "remove environments without a name, and content that nothing uses",
+	return &verb{
+		name: "env prune", args: "[flags]", short: "remove environments without a name, and content that nothing uses",
 		setup: func(c *command) {
 			o := &opts{}
 			c.flags.Var(durationValue{&o.age}, "older-than", "only those baked longer ago (as 720h)")
@@ -292,11 +305,13 @@ func envPruneVerb() *verb {
 			}
 			c.ui.outf("%d environments removed, %s of content freed\n", len(removed), human(freed))
 			return 0, nil
-		}}
+		},
+	}
 }
 
 func envVerifyVerb() *verb {
-	return &verb{name: "env verify", args: "[NAME|DIGEST…]", short: "read environments (all without argument) and compare every byte with their digests",
+	return &verb{
+		name: "env verify", args: "[NAME|DIGEST…]", short: "read environments (all without argument) and compare every byte with their digests",
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 0, 1<<20)
 			if err != nil {
@@ -332,11 +347,13 @@ func envVerifyVerb() *verb {
 				return code, &runtime.Error{Op: "verify", Err: errors.New("damage found"), Hint: "sbxrun env rm it, then run again with -r: it is baked anew"}
 			}
 			return 0, nil
-		}}
+		},
+	}
 }
 
 func baseListVerb() *verb {
-	return &verb{name: "base list", args: "[flags]", short: "list the bases", setup: jsonFlag,
+	return &verb{
+		name: "base list", args: "[flags]", short: "list the bases", setup: jsonFlag,
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 0, 0)
 			if err != nil {
@@ -364,11 +381,13 @@ func baseListVerb() *verb {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.Name, envs.Short(b.Digest), size, printable(b.Source))
 			}
 			return 0, w.Flush()
-		}}
+		},
+	}
 }
 
 func baseAddVerb() *verb {
-	return &verb{name: "base add", args: "NAME SOURCE", short: "add a base from a directory, a tarball, a docker save archive or an OCI image layout",
+	return &verb{
+		name: "base add", args: "NAME SOURCE", short: "add a base from a directory, a tarball, a docker save archive or an OCI image layout",
 		setup: func(c *command) { c.flags.BoolVarP(&c.quiet, "quiet", "q", false, "no progress") },
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 2, 2)
@@ -384,11 +403,13 @@ func baseAddVerb() *verb {
 			}
 			c.ui.outf("%s\n", b.Digest)
 			return 0, nil
-		}}
+		},
+	}
 }
 
 func baseRemoveVerb() *verb {
-	return &verb{name: "base rm", args: "NAME…", short: "remove bases",
+	return &verb{
+		name: "base rm", args: "NAME…", short: "remove bases",
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 1, 1<<20)
 			if err != nil {
@@ -399,11 +420,13 @@ func baseRemoveVerb() *verb {
 				errs = append(errs, store.RemoveBase(a))
 			}
 			return 0, errors.Join(errs...)
-		}}
+		},
+	}
 }
 
 func doctorVerb() *verb {
-	return &verb{name: "doctor", args: "[flags]", short: "say what this host can do, and how to mend what it cannot; changes nothing", setup: jsonFlag,
+	return &verb{
+		name: "doctor", args: "[flags]", short: "say what this host can do, and how to mend what it cannot; changes nothing", setup: jsonFlag,
 		run: func(c *command, args []string) (int, error) {
 			if err := wantArgs(c, args, 0, 0); err != nil {
 				return 0, err
@@ -438,11 +461,13 @@ func doctorVerb() *verb {
 				}
 			}
 			return code, w.Flush()
-		}}
+		},
+	}
 }
 
 func gcVerb() *verb {
-	return &verb{name: "gc", args: "[flags]", short: "heal what crashes left: cgroups, locks, unfinished bakes",
+	return &verb{
+		name: "gc", args: "[flags]", short: "heal what crashes left: cgroups, locks, unfinished bakes",
 		run: func(c *command, args []string) (int, error) {
 			if err := wantArgs(c, args, 0, 0); err != nil {
 				return 0, err
@@ -458,11 +483,13 @@ func gcVerb() *verb {
 				c.ui.outf("nothing to do\n")
 			}
 			return 0, err
-		}}
+		},
+	}
 }
 
 func versionVerb() *verb {
-	return &verb{name: "version", args: "[flags]", short: "print the version", setup: jsonFlag,
+	return &verb{
+		name: "version", args: "[flags]", short: "print the version", setup: jsonFlag,
 		run: func(c *command, args []string) (int, error) {
 			if err := wantArgs(c, args, 0, 0); err != nil {
 				return 0, err
@@ -472,5 +499,6 @@ func versionVerb() *verb {
 			}
 			c.ui.outf("sbxrun %s (%s, %s)\n", version, goruntime.Version(), goruntime.GOARCH)
 			return 0, nil
-		}}
+		},
+	}
 }

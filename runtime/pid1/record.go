@@ -148,8 +148,10 @@ const (
 	StageInterpreter
 )
 
-var stageNames = [...]string{"", "read launch record", "block signals", "make pipe", "fork", "set process group",
-	"take terminal", "set resource limits", "close descriptors", "apply Landlock", "load seccomp filter", "execute", "execute"}
+var stageNames = [...]string{
+	"", "read launch record", "block signals", "make pipe", "fork", "set process group",
+	"take terminal", "set resource limits", "close descriptors", "apply Landlock", "load seccomp filter", "execute", "execute",
+}
 
 // String names the operation.
 func (s Stage) String() string {
