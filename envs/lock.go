@@ -65,10 +65,10 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 	return m.parseLock(text, path)
 }
 
-// lockPath is where the lock of an input is kept. The tool's version is not in
-// it: an update of the tool moves no pins.
+// lockPath is where the lock of an input is kept. Neither the tool's version
+// nor the interpreter's build is in it: an update of them moves no pins.
 func (m *Manager) lockPath(r Recipe, in *input, py python) string {
-	key := digestOf(schema, in.text(), py.key(r.Base), r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID)
+	key := digestOf(schema, in.text(), py.path+" "+r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID)
 	return m.store.Path("envs", "locks", key+".txt")
 }
 

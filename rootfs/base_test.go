@@ -248,3 +248,20 @@ func BenchmarkHostBase(b *testing.B) {
 		require.NoError(b, err)
 	}
 }
+
+// An upgrade on the host that has nothing to do with an environment must not
+// make it another one.
+func TestHostBaseKeepsItsDigestWhenTheSkeletonIsMadeAnew(t *testing.T) {
+	s, err := OpenStore(t.TempDir())
+	require.NoError(t, err)
+	a, err := s.HostBase(context.Background())
+	require.NoError(t, err)
+	old := hostCopies
+	hostCopies = append(append([]string{}, old...), "debian_version", "shells")[1:] // without ld.so.cache
+	defer func() { hostCopies = old }()
+	require.NoError(t, os.Remove(s.Path("bases", "host.json")))
+	b, err := s.HostBase(context.Background())
+	require.NoError(t, err)
+	require.NotEqual(t, a.Lowers, b.Lowers, "the skeleton is another")
+	require.Equal(t, a.Digest, b.Digest)
+}

@@ -185,11 +185,14 @@ func (s *Store) makeHostBase(ctx context.Context) (base Base, err error) {
 		return Base{}, err
 	}
 	base.Lowers = []string{path}
+	// What the base is, not what the skeleton happens to hold: a new ld.so.cache
+	// after an unrelated upgrade must not make every environment another one.
+	// What an environment depends on, its interpreter, is in its own key.
 	desc, err := json.Marshal(struct {
-		Skeleton string
-		Binds    []Bind
-		Host     string
-	}{m.Digest(), base.Binds, hostIdentity()})
+		Version int
+		Binds   []Bind
+		Host    string
+	}{hostBaseVersion, base.Binds, hostIdentity()})
 	if err != nil {
 		return Base{}, err
 	}
