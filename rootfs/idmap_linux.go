@@ -40,16 +40,31 @@ func userns(uids, gids []syscall.SysProcIDMap) (*os.File, error) {
 // errNoIDMap says that a file system cannot be mounted with mapped owners.
 var errNoIDMap = errors.New("file system cannot map owners")
 
-// cloneTree gives a detached copy of the mount of path, with mapped owners
-// where ns is not nil and with attr set.
-func cloneTree(path string, recursive bool, ns *os.File, attr uint64) (int, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+// openPath opens what a host path names now: what is looked at is what is
+// mounted, whatever the path names later.
+func openPath(path string) (int, unix.Stat_t, error) {
+	var st unix.Stat_t
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, st, err
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, st, err
+	}
+	return fd, st, nil
+}
+
+// cloneTree gives a detached copy of the mount of what src is open on, with
+// mapped owners where ns is not nil and with attr set. path is for messages.
+func cloneTree(src int, path string, recursive bool, ns *os.File, attr uint64) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
 	at := uint(unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
 		at |= unix.AT_RECURSIVE
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, flags)
+	fd, err := unix.OpenTree(src, "", flags)
 	if err != nil {
 		return -1, fmt.Errorf("clone mount of %q: %w", path, err)
 	}
@@ -84,4 +99,31 @@ func onePair(disk, host uint32) []syscall.SysProcIDMap {
 // pairs maps ids on disk from first on to a range of host ids.
 func pairs(first uint32, ids IDMap) []syscall.SysProcIDMap {
 	return []syscall.SysProcIDMap{{ContainerID: int(first), HostID: int(ids.Base), Size: int(ids.Size)}}
+}
+
+// swapped maps all ids on disk below the range's size to themselves inside,
+// but owner to inside and, where it has a place, inside to owner.
+func swapped(owner, inside uint32, ids IDMap) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	add := func(disk, in, n uint32) {
+		if n > 0 {
+			out = append(out, syscall.SysProcIDMap{ContainerID: int(disk), HostID: int(ids.Base + in), Size: int(n)})
+		}
+	}
+	switch {
+	case owner == inside:
+		add(0, 0, ids.Size)
+	case owner >= ids.Size:
+		add(0, 0, inside)
+		add(inside+1, inside+1, ids.Size-inside-1)
+		add(owner, inside, 1)
+	default:
+		lo, hi := min(owner, inside), max(owner, inside)
+		add(0, 0, lo)
+		add(lo, hi, 1)
+		add(lo+1, lo+1, hi-lo-1)
+		add(hi, lo, 1)
+		add(hi+1, hi+1, ids.Size-hi-1)
+	}
+	return out
 }

@@ -99,14 +99,14 @@ func (n *Namespace) assemble(a Assembly, r *Root) error {
 	defer all.Close()
 
 	// clone shows a host path under the stage, owners mapped where possible.
-	clone := func(src, dst string, attr uint64) error {
-		fd, err := cloneTree(src, false, all, attr)
+	clone := func(at int, src, dst string, attr uint64) error {
+		fd, err := cloneTree(at, src, false, all, attr)
 		if errors.Is(err, errNoIDMap) {
 			if !a.NoIDMapOK {
 				return &hinted{err, "--degrade idmap runs without: the files then look as if nobody owned them"}
 			}
 			r.IDMapped = false
-			fd, err = cloneTree(src, false, nil, attr)
+			fd, err = cloneTree(at, src, false, nil, attr)
 		}
 		if err != nil {
 			return err
@@ -119,7 +119,13 @@ func (n *Namespace) assemble(a Assembly, r *Root) error {
 		if err != nil {
 			return err
 		}
-		if err := clone(l, p, safeAttr|unix.MOUNT_ATTR_RDONLY); err != nil {
+		at, _, err := openPath(l)
+		if err != nil {
+			return fmt.Errorf("open layer %q: %w", l, err)
+		}
+		err = clone(at, l, p, safeAttr|unix.MOUNT_ATTR_RDONLY)
+		unix.Close(at)
+		if err != nil {
 			return err
 		}
 		lowers = append(lowers, p)
@@ -151,8 +157,8 @@ func (n *Namespace) assemble(a Assembly, r *Root) error {
 	}
 
 	for i, b := range a.Binds {
-		m, err := n.bind("bind", i, b.Source, b.Target, func(src, dst string) error {
-			return clone(src, dst, safeAttr|unix.MOUNT_ATTR_RDONLY)
+		m, err := n.bind("bind", i, b.Source, b.Target, func(at int, _ unix.Stat_t, dst string) error {
+			return clone(at, b.Source, dst, safeAttr|unix.MOUNT_ATTR_RDONLY)
 		})
 		if err != nil {
 			return err
@@ -169,16 +175,17 @@ func (n *Namespace) assemble(a Assembly, r *Root) error {
 }
 
 // bind makes a mountpoint of the source's kind and lets show fill it.
-func (n *Namespace) bind(kind string, i int, src, target string, show func(src, dst string) error) (BindMount, error) {
+func (n *Namespace) bind(kind string, i int, src, target string, show func(at int, st unix.Stat_t, dst string) error) (BindMount, error) {
 	m := BindMount{Target: target, Source: filepath.Join(n.stage, kind, strconv.Itoa(i))}
-	st, err := os.Stat(src)
+	at, st, err := openPath(src)
 	if err != nil {
-		return m, &hinted{fmt.Errorf("mount %q on %q: %w", src, target, errors.Unwrap(err)), "the host path must be there: it is not made for you"}
+		return m, &hinted{fmt.Errorf("mount %q on %q: %w", src, target, err), "the host path must be there: it is not made for you"}
 	}
+	defer unix.Close(at)
 	if err := os.MkdirAll(filepath.Dir(m.Source), 0o711); err != nil {
 		return m, fmt.Errorf("make directory: %w", err)
 	}
-	if m.File = !st.IsDir(); m.File {
+	if m.File = st.Mode&unix.S_IFMT != unix.S_IFDIR; m.File {
 		err = os.WriteFile(m.Source, nil, 0o600)
 	} else {
 		err = os.Mkdir(m.Source, 0o711)
@@ -186,35 +193,41 @@ func (n *Namespace) bind(kind string, i int, src, target string, show func(src, 
 	if err != nil {
 		return m, fmt.Errorf("make mountpoint: %w", err)
 	}
-	return m, show(src, m.Source)
+	return m, show(at, st, m.Source)
 }
 
 // volume shows a host path of the user's. Its owner there is the sandbox's
-// user inside, and the other way round for what the sandbox writes; no other
-// id can own anything in it.
+// user inside, and the other way round for what the sandbox writes; in a
+// writable volume no other id can own anything.
 func (n *Namespace) volume(a Assembly, r *Root, up string, i int, v VolumeMount) error {
-	var st unix.Stat_t
-	if err := unix.Stat(v.Source, &st); err != nil {
-		return &hinted{fmt.Errorf("mount %q on %q: %w", v.Source, v.Target, err), "the host path must be there: it is not made for you"}
-	}
-	var ns *os.File
-	if !v.NoIDMap {
-		var err error
-		if ns, err = userns(onePair(st.Uid, a.IDs.Base+a.UID), onePair(st.Gid, a.IDs.Base+a.GID)); err != nil {
-			return err
-		}
-		defer ns.Close()
-	}
 	attr := uint64(safeAttr)
-	if v.Mode != "rw" {
+	switch v.Mode {
+	case "rw":
+	case "ro", "O":
 		attr |= unix.MOUNT_ATTR_RDONLY
+	default:
+		return fmt.Errorf("mount %q on %q: unknown mode %q", v.Source, v.Target, v.Mode)
 	}
-	m, err := n.bind("vol", i, v.Source, v.Target, func(src, dst string) error {
+	var owner unix.Stat_t
+	m, err := n.bind("vol", i, v.Source, v.Target, func(at int, st unix.Stat_t, dst string) error {
+		owner = st
+		var ns *os.File
+		var err error
+		if !v.NoIDMap {
+			uids, gids := onePair(st.Uid, a.IDs.Base+a.UID), onePair(st.Gid, a.IDs.Base+a.GID)
+			if v.Mode != "rw" { // nothing is written: the others may be seen as who they are
+				uids, gids = swapped(st.Uid, a.UID, a.IDs), swapped(st.Gid, a.GID, a.IDs)
+			}
+			if ns, err = userns(uids, gids); err != nil {
+				return err
+			}
+			defer ns.Close()
+		}
 		// Docker's rule: what is mounted below comes along.
-		fd, err := cloneTree(src, v.Mode != "O", ns, attr)
+		fd, err := cloneTree(at, v.Source, v.Mode != "O", ns, attr)
 		if errors.Is(err, errNoIDMap) && v.Mode != "rw" && a.NoIDMapOK {
 			r.IDMapped = false
-			fd, err = cloneTree(src, v.Mode != "O", nil, attr)
+			fd, err = cloneTree(at, v.Source, v.Mode != "O", nil, attr)
 		}
 		if errors.Is(err, errNoIDMap) {
 			return &hinted{err, "the volume's file system (or one mounted below it) cannot map owners; use a directory on ext4, xfs or btrfs"}
@@ -233,7 +246,7 @@ func (n *Namespace) volume(a Assembly, r *Root, up string, i int, v VolumeMount)
 		}
 		lower := m.Source
 		id := strconv.Itoa(i)
-		if err := makeUpper(up+"/vol"+id, up+"/volwork"+id, a.IDs.Base+a.UID, a.IDs.Base+a.GID, st.Mode&0o777); err != nil {
+		if err := makeUpper(up+"/vol"+id, up+"/volwork"+id, a.IDs.Base+a.UID, a.IDs.Base+a.GID, owner.Mode&0o777); err != nil {
 			return err
 		}
 		m.Source = filepath.Join(n.stage, "cow", id)
@@ -386,7 +399,11 @@ func (r *Root) Usage() (Usage, error) {
 	}
 	// A writer stops where the next block does not fit; on ext4 a little before,
 	// by what it keeps for data that has no place yet.
-	u.Full = int64(st.Bavail)*st.Bsize < 4096 || st.Ffree == 0 || u.UsedBytes >= r.limit-r.limit/64
+	slack := int64(4096)
+	if st.Type == unix.EXT4_SUPER_MAGIC {
+		slack = min(r.limit/16, 4<<20)
+	}
+	u.Full = int64(st.Bavail)*st.Bsize < slack || st.Ffree == 0
 	return u, nil
 }
 

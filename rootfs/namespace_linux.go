@@ -1,9 +1,11 @@
 package rootfs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,13 +26,15 @@ func (e *hinted) Hint() string  { return e.hint }
 type Namespace struct {
 	stage string
 	work  chan func()
+	quit  chan struct{}
 	done  chan struct{}
+	once  sync.Once
 }
 
 // NewNamespace starts the thread and covers the directory stage with a small
 // tmpfs of mode 0711, so that the mapped root of a user namespace can pass.
 func NewNamespace(stage string) (*Namespace, error) {
-	n := &Namespace{stage: stage, work: make(chan func()), done: make(chan struct{})}
+	n := &Namespace{stage: stage, work: make(chan func()), quit: make(chan struct{}), done: make(chan struct{})}
 	ready := make(chan error, 1)
 	var serve func()
 	serve = func() {
@@ -52,8 +56,13 @@ func NewNamespace(stage string) (*Namespace, error) {
 		if err != nil {
 			return
 		}
-		for f := range n.work {
-			f()
+		for {
+			select {
+			case f := <-n.work:
+				f()
+			case <-n.quit:
+				return
+			}
 		}
 	}
 	go serve()
@@ -83,24 +92,26 @@ func enterPrivate(stage string) error {
 }
 
 // Do runs f on the namespace's thread. Children that f starts are in the
-// namespace.
+// namespace. After Close, and where f ends its goroutine, it is an error.
 func (n *Namespace) Do(f func() error) error {
 	res := make(chan error, 1)
+	call := func() {
+		err := errors.New("mount namespace: the function ended its thread")
+		defer func() { res <- err }() // also on Goexit
+		err = f()
+	}
 	select {
-	case n.work <- func() { res <- f() }:
+	case n.work <- call:
 		return <-res
 	case <-n.done:
 		return fmt.Errorf("mount namespace: %w", os.ErrClosed)
 	}
 }
 
-// Close ends the thread.
+// Close ends the thread. What was mounted goes a moment later, with the last
+// process in the namespace.
 func (n *Namespace) Close() error {
-	select {
-	case <-n.done:
-	default:
-		close(n.work)
-		<-n.done
-	}
+	n.once.Do(func() { close(n.quit) })
+	<-n.done
 	return nil
 }

@@ -76,8 +76,8 @@ func (u Upper) mountDisk(target string) (notes []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer loop.Close() // the mount holds it; with AUTOCLEAR it goes with the mount
-	if err := unix.Mount(loop.Name(), target, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOATIME, "nodiscard"); err != nil {
+	defer loop.Close()                                                                                                                       // the mount holds it; with AUTOCLEAR it goes with the mount
+	if err := unix.Mount(loop.Name(), target, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOATIME, "nodiscard,noinit_itable"); err != nil { // noinit_itable: the image stays sparse
 		return nil, fmt.Errorf("mount disk image on %q: %w", target, err)
 	}
 	_ = unix.Rmdir(target + "/lost+found")

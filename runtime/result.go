@@ -72,6 +72,7 @@ type Result struct {
 	Limits   Limits             `json:"limits"`
 	Degraded []string           `json:"degraded"`
 	Denials  []string           `json:"denials"`
+	Notes    []string           `json:"notes,omitempty"` // what the caller should know and is no failure
 	Env      *ResultEnv         `json:"env"`
 	Base     string             `json:"base"`
 	Engine   string             `json:"engine"`

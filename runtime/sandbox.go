@@ -274,6 +274,7 @@ func (s *sandbox) makeRoot() error {
 		return err
 	}
 	s.push(s.root.Close)
+	s.res.Notes = append(s.res.Notes, s.root.Notes...)
 	if !s.root.IDMapped {
 		s.res.Degraded = append(s.res.Degraded, "idmap")
 	}

@@ -493,6 +493,9 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 		res.StartedAt, res.FinishedAt = start, time.Now()
 		res.WallMS = float64(res.FinishedAt.Sub(start).Microseconds()) / 1000
 	}
+	for _, n := range res.Notes {
+		c.ui.note("%s", n)
+	}
 	if err == nil && res.Message != "" && res.Status != runtime.StatusOK {
 		c.ui.note("%s", res.Message)
 		if res.Hint != "" && !c.quiet {

@@ -1,0 +1,227 @@
+package rootfs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+const testIDs = 0x70000000 + 4000*65536 // a range no other test uses
+
+// hostState is what a namespace must not change: this process's mount table,
+// loop devices with a file, open descriptors.
+func hostState(t *testing.T) (mounts string, loops, fds int) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	require.NoError(t, err)
+	l, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	f, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return string(b), len(l), len(f)
+}
+
+// inNamespace gives a fresh namespace and checks, when the test ends, that
+// nothing of it is left.
+func inNamespace(t *testing.T) *Namespace {
+	t.Helper()
+	if os.Geteuid() != 0 || testing.Short() {
+		t.Skip("needs root; -short leaves it out")
+	}
+	// Every directory above must be open to all, as /run/sbxrun's are.
+	stage, err := os.MkdirTemp("/run", "sbxrun-test-")
+	require.NoError(t, err)
+	mounts, loops, fds := hostState(t)
+	n, err := NewNamespace(stage)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, n.Close())
+		require.Eventually(t, func() bool { // the last unmount is the kernel's
+			m, l, f := hostState(t)
+			return m == mounts && l == loops && f == fds
+		}, 10*time.Second, 20*time.Millisecond, "mounts, loop devices or descriptors were left")
+		require.NoError(t, os.Remove(stage))
+	})
+	return n
+}
+
+// lower makes a layer on disk (tmpfs cannot map owners before Linux 6.3).
+func lower(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/var/tmp", "sbxrun-test-")
+	require.NoError(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	for name, text := range files {
+		p := filepath.Join(dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(p), 0o755))
+		require.NoError(t, os.WriteFile(p, []byte(text), 0o644))
+	}
+	return dir
+}
+
+func assembly(lowers ...string) Assembly {
+	return Assembly{Lowers: lowers, IDs: IDMap{testIDs, 65536}, UID: 1000, GID: 1000, Upper: Upper{Kind: "tmpfs", SizeBytes: 1 << 20, Inodes: 64}}
+}
+
+func TestLayersAreStackedAndOwnedByTheSandboxsRoot(t *testing.T) {
+	n := inNamespace(t)
+	a := assembly(lower(t, map[string]string{"top": "1", "both": "top"}), lower(t, map[string]string{"below": "2", "both": "below"}))
+	a.Seeds = []Seed{{Path: "/home/x", Dir: true, Mode: 0o700, UID: 1000, GID: 1000}, {Path: "/link", Link: "top"}, {Path: "/etc/f", Mode: 0o640, Data: []byte("seed")}}
+	r, err := n.Assemble(a)
+	require.NoError(t, err)
+	require.True(t, r.IDMapped)
+	require.NoError(t, n.Do(func() error {
+		for name, want := range map[string]string{"top": "1", "below": "2", "both": "top", "link": "1", "etc/f": "seed"} {
+			b, err := os.ReadFile(filepath.Join(r.Path, name))
+			if err != nil || string(b) != want {
+				t.Errorf("%s: %q, %v", name, b, err)
+			}
+		}
+		for name, id := range map[string]uint32{".": 0, "below": 0, "home": 0, "home/x": 1000} {
+			var st unix.Stat_t
+			if err := unix.Stat(filepath.Join(r.Path, name), &st); err != nil || st.Uid != testIDs+id {
+				t.Errorf("%s belongs to %d, %v", name, st.Uid, err)
+			}
+		}
+		return nil
+	}))
+	require.NoError(t, r.Close())
+}
+
+func TestUppersAreBoundedAndFullIsSeen(t *testing.T) {
+	for name, u := range map[string]Upper{
+		"tmpfs": {Kind: "tmpfs", SizeBytes: 1 << 20, Inodes: 64},
+		"disk":  {Kind: "disk", SizeBytes: 24 << 20, Inodes: 128},
+	} {
+		fill := func(t *testing.T, each int64) (*Namespace, *Root, int64, int, error) {
+			n := inNamespace(t)
+			a := assembly(lower(t, map[string]string{"a": "1"}))
+			a.Upper = u
+			a.Upper.ScratchDir = lower(t, nil)
+			r, err := n.Assemble(a)
+			require.NoError(t, err)
+			use, err := r.Usage()
+			require.NoError(t, err)
+			require.False(t, use.Full, "full from the start")
+			var wrote int64
+			var made int
+			err = n.Do(func() error {
+				for i := 0; i < 10000; i++ {
+					f, err := os.Create(filepath.Join(r.Path, "f"+strings.Repeat("x", i%7)+time.Now().Format("150405.000000000")))
+					if err != nil {
+						return err
+					}
+					made++
+					k, err := f.Write(make([]byte, each))
+					wrote += int64(k)
+					f.Close()
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			return n, r, wrote, made, err
+		}
+		t.Run(name+" bytes", func(t *testing.T) {
+			_, r, wrote, _, err := fill(t, 1<<20)
+			require.ErrorIs(t, err, unix.ENOSPC)
+			require.LessOrEqual(t, wrote, u.SizeBytes+u.SizeBytes/8)
+			require.GreaterOrEqual(t, wrote, u.SizeBytes-u.SizeBytes/8)
+			use, err := r.Usage()
+			require.NoError(t, err)
+			require.True(t, use.Full, "%+v", use)
+			require.NoError(t, r.Close())
+		})
+		t.Run(name+" inodes", func(t *testing.T) {
+			_, r, _, made, err := fill(t, 0)
+			require.True(t, errors.Is(err, unix.ENOSPC), err)
+			require.LessOrEqual(t, int64(made), u.Inodes)
+			use, err := r.Usage()
+			require.NoError(t, err)
+			require.True(t, use.Full, "%+v", use)
+			require.NoError(t, r.Close())
+		})
+	}
+}
+
+func TestVolumesMapTheirOwnerAndKeepTheirMode(t *testing.T) {
+	n := inNamespace(t)
+	dir := lower(t, map[string]string{"f": "host"})
+	require.NoError(t, os.Chown(dir, 4321, 4322))
+	a := assembly(lower(t, map[string]string{"a": "1"}))
+	a.Volumes = []VolumeMount{{dir, "/rw", "rw", false}, {dir, "/ro", "ro", false}, {dir, "/cow", "O", false}, {dir + "/f", "/file", "ro", false}}
+	r, err := n.Assemble(a)
+	require.NoError(t, err)
+	require.Len(t, r.Mounts, 4)
+	require.True(t, r.Mounts[3].File)
+	require.NoError(t, n.Do(func() error {
+		var st unix.Stat_t
+		if err := unix.Stat(r.Mounts[0].Source, &st); err != nil || st.Uid != testIDs+1000 || st.Gid != testIDs+1000 {
+			t.Errorf("the volume belongs to %d:%d, %v", st.Uid, st.Gid, err)
+		}
+		if err := os.WriteFile(r.Mounts[1].Source+"/new", nil, 0o644); !errors.Is(err, unix.EROFS) {
+			t.Errorf("write to a read-only volume: %v", err)
+		}
+		return os.RemoveAll(r.Mounts[2].Source + "/f") // copy-on-write: root may, and the host keeps it
+	}))
+	b, err := os.ReadFile(dir + "/f")
+	require.NoError(t, err)
+	require.Equal(t, "host", string(b))
+	require.NoError(t, r.Close())
+}
+
+func TestWhatCannotBeMountedIsSaid(t *testing.T) {
+	base := lower(t, map[string]string{"a": "1"})
+	for name, c := range map[string]struct {
+		change func(*Assembly)
+		want   string
+	}{
+		"no layer":       {func(a *Assembly) { a.Lowers = nil }, "no layers"},
+		"missing layer":  {func(a *Assembly) { a.Lowers = []string{"/nonexistent"} }, "no such file"},
+		"missing volume": {func(a *Assembly) { a.Volumes = []VolumeMount{{"/nonexistent", "/x", "rw", false}} }, "no such file"},
+		"unknown mode":   {func(a *Assembly) { a.Volumes = []VolumeMount{{base, "/x", "", false}} }, "unknown mode"},
+		"cow of a file":  {func(a *Assembly) { a.Volumes = []VolumeMount{{base + "/a", "/x", "O", false}} }, "needs a directory"},
+		"unknown upper":  {func(a *Assembly) { a.Upper.Kind = "floppy" }, "unknown kind"},
+		"no scratch":     {func(a *Assembly) { a.Upper = Upper{"disk", 16 << 20, 128, "/proc/none"} }, "scratch"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := inNamespace(t)
+			a := assembly(base)
+			c.change(&a)
+			_, err := n.Assemble(a)
+			require.ErrorContains(t, err, c.want)
+		})
+	}
+}
+
+func TestNamespaceAfterItsEnd(t *testing.T) {
+	n := inNamespace(t)
+	require.ErrorContains(t, n.Do(func() error { runtime.Goexit(); return nil }), "ended its thread")
+	require.NoError(t, n.Close())
+	require.NoError(t, n.Close())
+	require.ErrorIs(t, n.Do(func() error { return nil }), os.ErrClosed)
+}
+
+func TestSwappedMapsEveryIDOnce(t *testing.T) {
+	for _, owner := range []uint32{0, 1, 999, 1000, 1001, 65535, 65536, 4000000} {
+		disk, host := map[int]bool{}, map[int]bool{}
+		for _, p := range swapped(owner, 1000, IDMap{testIDs, 65536}) {
+			for i := range p.Size {
+				require.False(t, disk[p.ContainerID+i] || host[p.HostID+i], "owner %d", owner)
+				disk[p.ContainerID+i], host[p.HostID+i] = true, true
+				if p.ContainerID+i == int(owner) {
+					require.Equal(t, testIDs+1000, p.HostID+i)
+				}
+			}
+		}
+		require.Len(t, disk, 65536)
+	}
+}
