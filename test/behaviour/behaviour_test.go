@@ -57,6 +57,7 @@ func TestReasons(t *testing.T) {
 		{"pids", []string{"--pids-limit", "32", "--timeout", "60", "--", "VICTIM", "forks"}, ending{3, "failed", "pids"}},
 		{"output", []string{"--output-limit", "1m", "--timeout", "60", "--", "VICTIM", "flood"}, ending{137, "killed", "output"}},
 		{"file size", []string{"--fsize", "1m", "--timeout", "60", "-w", "/work", "--", "VICTIM", "disk", "."}, ending{153, "failed", "signal"}},
+		{"system call of another architecture", []string{"--", "VICTIM", "foreign"}, ending{159, "killed", "policy"}},
 		{"zombies", []string{"--pids-limit", "64", "--timeout", "100", "--", "VICTIM", "zombies", "5000"}, ending{0, "ok", "exit"}},
 		{"daemon left behind", []string{"--", "VICTIM", "daemon"}, ending{0, "ok", "exit"}},
 		{"not found", []string{"--", "no-such-command"}, ending{127, "setup-failed", "internal"}},
@@ -93,10 +94,10 @@ func TestLimitsHold(t *testing.T) {
 	assert.InDelta(t, 64<<20, *o.Report.MemoryPeakBytes, 4<<20)
 	o = s.Run("-v", v, "--timeout", "1.5", "--", "/victim", "ignore")
 	require.NotNil(t, o.Report.WallMS)
-	assert.InDelta(t, 1500, *o.Report.WallMS, 1000)
+	assert.GreaterOrEqual(t, *o.Report.WallMS, 1500.0)
 	o = s.Run("-v", v, "--cpu-time", "1", "--timeout", "60", "--", "/victim", "cpu")
 	require.NotNil(t, o.Report.CPUUserMS)
-	assert.InDelta(t, 1000, *o.Report.CPUUserMS+*o.Report.CPUSystemMS, 500)
+	assert.GreaterOrEqual(t, *o.Report.CPUUserMS+*o.Report.CPUSystemMS, 990.0)
 	o = s.Run("-v", v, "--pids-limit", "32", "--timeout", "60", "--", "/victim", "forks")
 	require.NotNil(t, o.Report.PidsPeak)
 	assert.LessOrEqual(t, *o.Report.PidsPeak, int64(32))

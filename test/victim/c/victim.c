@@ -126,6 +126,18 @@ static int daemonize(void) {
 	return 0;
 }
 
+// Calls the kernel by another architecture's convention (getpid of i386).
+static int foreign(void) {
+#if defined(__x86_64__)
+	long r;
+	__asm__ volatile("int $0x80" : "=a"(r) : "a"(20) : "memory");
+	printf("int 0x80 gave %ld\n", r);
+	return 0;
+#else
+	return raise(SIGSYS); // no second convention here
+#endif
+}
+
 int main(int argc, char **argv) {
 	const char *what = argc > 1 ? argv[1] : "", *arg = argc > 2 ? argv[2] : 0;
 	if (!strcmp(what, "memory")) memory();
@@ -138,6 +150,7 @@ int main(int argc, char **argv) {
 	if (!strcmp(what, "cpu")) cpu();
 	if (!strcmp(what, "ignore")) ignore();
 	if (!strcmp(what, "daemon")) return daemonize();
+	if (!strcmp(what, "foreign")) return foreign();
 	fprintf(stderr, "victim: unknown misbehaviour\n");
 	return 2;
 }
