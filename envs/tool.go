@@ -135,7 +135,12 @@ func olderThan(a, b string) bool {
 // configuration, without what would change what it does otherwise.
 func hostPython(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "python3", args...)
+	// It dies with us, and what it starts (python3 may be a shim) with it: as
+	// process 1 of a namespace, where we may make one.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+	}
 	for _, kv := range os.Environ() {
 		k, _, _ := strings.Cut(kv, "=")
 		switch {

@@ -13,7 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The process is this test's binary started anew; its client sleeps.
+// The process is this test's binary started anew; its client is a shim whose
+// child sleeps. The child's number is the host's: /proc is.
 func TestTheHostsClientDiesWithUs(t *testing.T) {
 	if dir := os.Getenv("ENVS_TEST_CLIENT"); dir != "" {
 		_ = onThread(hostPython(t.Context(), "x").Run)
@@ -21,7 +22,7 @@ func TestTheHostsClientDiesWithUs(t *testing.T) {
 	}
 	dir := t.TempDir()
 	pidFile := filepath.Join(dir, "pid")
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "python3"), []byte("#!/bin/sh\necho $$ > "+pidFile+".new\nmv "+pidFile+".new "+pidFile+"\nexec sleep 60\n"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "python3"), []byte("#!/bin/sh\nsh -c 'read -r p rest </proc/self/stat; echo $p > "+pidFile+".new; mv "+pidFile+".new "+pidFile+"; exec sleep 60'\nexit 0\n"), 0o755))
 	cmd := exec.Command(os.Args[0], "-test.run=^TestTheHostsClientDiesWithUs$")
 	cmd.Env = append(os.Environ(), "ENVS_TEST_CLIENT="+dir, "PATH="+dir+":/usr/bin:/bin")
 	require.NoError(t, cmd.Start())
