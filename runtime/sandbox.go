@@ -310,6 +310,11 @@ func (s *sandbox) openNetwork() error {
 		f.Close()
 		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("not a namespace"), err), Hint: "ip netns add NAME makes /run/netns/NAME"}
 	}
+	var own, given unix.Stat_t
+	if err := errors.Join(unix.Stat("/proc/self/ns/net", &own), unix.Fstat(int(f.Fd()), &given)); err != nil || own.Ino == given.Ino && own.Dev == given.Dev {
+		f.Close()
+		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("it is the host's own"), err), Hint: "--network host says so by name, and the report too"}
+	}
 	s.netns = f
 	s.push(f.Close)
 	return nil
