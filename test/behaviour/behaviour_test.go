@@ -128,7 +128,7 @@ func TestSetupFailures(t *testing.T) {
 		{"unknown environment", "noenv", []string{"run", "--with", "noenv", "--", "true"}},
 		{"bad size", "12x", []string{"run", "-m", "12x", "--", "true"}},
 		{"unknown user", "nosuchuser", []string{"run", "-u", "nosuchuser", "--", "true"}},
-		{"the host's network by another name", "host's own", []string{"run", "--network", "ns:/proc/1/ns/net", "--", "true"}},
+		{"the host's network by another name", "host's own", []string{"run", "--network", fmt.Sprintf("ns:/proc/%d/ns/net", os.Getpid()), "--", "true"}},
 		{"a namespace that is none", "not a namespace", []string{"run", "--network", "ns:/etc/passwd", "--", "true"}},
 		{"uid out of range", "70000", []string{"run", "-u", "70000", "--", "true"}},
 	} {
