@@ -5,17 +5,18 @@ import (
 	"path/filepath"
 )
 
-// Use holds a base while a sandbox runs on it: its layers cannot be removed
-// until release is called or the process dies. Lowers that are no layers of
-// this store are not held. A layer that is gone already is an error.
-func (s *Store) Use(ctx context.Context, b Base) (release func(), err error) {
+// Use holds layers, by their directories, while a sandbox runs on them: they
+// cannot be removed until release is called or the process dies. Directories
+// that are no layers of this store are not held. A layer that is gone already
+// is an error.
+func (s *Store) Use(ctx context.Context, lowers ...string) (release func(), err error) {
 	var held []func()
 	release = func() {
 		for _, r := range held {
 			r()
 		}
 	}
-	for _, l := range b.Lowers {
+	for _, l := range lowers {
 		rel, err := filepath.Rel(s.Path("layers"), l)
 		if err != nil || filepath.Base(rel) != "root" {
 			continue

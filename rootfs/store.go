@@ -42,12 +42,6 @@ func OpenStore(root string) (*Store, error) {
 	return s, nil
 }
 
-// Root is the store's directory.
-func (s *Store) Root() string { return s.root }
-
-// ScratchDir is where disk-backed uppers lie while they live.
-func (s *Store) ScratchDir() string { return filepath.Join(s.root, "scratch") }
-
 // Path joins below the store's directory.
 func (s *Store) Path(parts ...string) string {
 	return filepath.Join(append([]string{s.root}, parts...)...)
@@ -110,7 +104,7 @@ func (s *Store) TempDir(prefix string) (path string, done func() error, err erro
 		return "", nil, fmt.Errorf("make temporary directory: %w", err)
 	}
 	done = func() error {
-		err := removeTree(path)
+		err := os.RemoveAll(path)
 		return errors.Join(err, os.Remove(path+".lock"), lock.Close())
 	}
 	if err := os.Mkdir(path, 0o700); err != nil {
@@ -147,11 +141,6 @@ func lockTemp(path string) (*os.File, error) {
 	}
 }
 
-// removeTree removes a tree that a workload may have written, also where it
-// took the permission to do so away from directories. os.RemoveAll goes by
-// descriptors and follows no link.
-func removeTree(path string) error { return os.RemoveAll(path) }
-
 // orphanAge is how long a file without a lock may lie unchanged in tmp/.
 const orphanAge = time.Hour
 
@@ -178,7 +167,7 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 			f.Close()
 			continue
 		}
-		errs = append(errs, removeTree(s.Path("tmp", name)), os.Remove(s.Path("tmp", e.Name())))
+		errs = append(errs, os.RemoveAll(s.Path("tmp", name)), os.Remove(s.Path("tmp", e.Name())))
 		f.Close()
 		did = append(did, "removed unfinished work "+name)
 	}
@@ -191,7 +180,7 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 				continue
 			}
 			if _, err := os.Stat(s.Path("tmp", name+".lock")); errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, removeTree(s.Path("tmp", name)))
+				errs = append(errs, os.RemoveAll(s.Path("tmp", name)))
 			}
 		}
 	}

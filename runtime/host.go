@@ -16,6 +16,10 @@ import (
 	"github.com/sbxrun/sbxrun/runtime/engine"
 )
 
+// detectCgroups looks once: planning and launching are one process, in one
+// cgroup.
+var detectCgroups = sync.OnceValues(cgroup.Detect)
+
 // Host is what was probed of this machine. It changes nothing.
 type Host struct {
 	EUID    int
@@ -38,7 +42,7 @@ func Probe() (*Host, error) {
 	if err := unix.Uname(&u); err == nil {
 		h.Kernel = unix.ByteSliceToString(u.Release[:])
 	}
-	h.Cgroup, h.cgroupE = cgroup.Detect()
+	h.Cgroup, h.cgroupE = detectCgroups()
 	h.LandlockABI = landlockABI()
 	h.SysResource = haveCap(unix.CAP_SYS_RESOURCE)
 	for name, nr := range rlimitNumbers {

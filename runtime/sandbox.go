@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -200,19 +201,20 @@ func (s *sandbox) takeSlot() error {
 	if err != nil {
 		return err
 	}
-	unuse, err := store.Use(context.Background(), s.plan.Base)
-	if err != nil {
-		return &Error{Op: "use base", Object: s.plan.Base.Name, Err: err, Hint: "it was removed: sbxrun base list"}
-	}
-	s.push(func() error { unuse(); return nil })
-	if s.plan.Layer != nil {
-		release, err := store.Lock(context.Background(), "layer-"+strings.TrimPrefix(s.plan.Layer.Digest, "sha256:"), false)
+	use := func(op, object, hint string, lowers ...string) error {
+		release, err := store.Use(context.Background(), lowers...)
 		if err != nil {
-			return err
+			return &Error{Op: op, Object: object, Err: err, Hint: hint}
 		}
 		s.push(func() error { release(); return nil })
-		if _, err := os.Stat(s.plan.Layer.Path); err != nil {
-			return &Error{Op: "use environment", Object: s.plan.Layer.Digest, Err: err, Hint: "it was removed: run again with -r to bake it"}
+		return nil
+	}
+	if err := use("use base", s.plan.Base.Name, "it was removed: sbxrun base list", s.plan.Base.Lowers...); err != nil {
+		return err
+	}
+	if l := s.plan.Layer; l != nil {
+		if err := use("use environment", l.Digest, "it was removed: run again with -r to bake it", l.Path); err != nil {
+			return err
 		}
 	}
 	sl, err := acquireSlot(s.plan.Dirs.State)
@@ -226,7 +228,7 @@ func (s *sandbox) takeSlot() error {
 
 func (s *sandbox) makeCgroup() error {
 	var err error
-	if s.host, err = cgroup.Detect(); err != nil {
+	if s.host, err = detectCgroups(); err != nil {
 		return err
 	}
 	// Intent first: a crash between the two leaves a journal that names too
@@ -242,8 +244,7 @@ func (s *sandbox) makeCgroup() error {
 		return err
 	}
 	s.push(s.group.Close)
-	applied := s.group.Applied()
-	s.res.Limits.Limits = applied
+	s.res.Limits.Limits = s.group.Applied()
 	return nil
 }
 
@@ -258,7 +259,7 @@ func (s *sandbox) makeRoot() error {
 	a := rootfs.Assembly{
 		Lowers: p.Base.Lowers, Binds: p.Base.Binds, Upper: p.Upper, Seeds: p.Seeds,
 		IDs: rootfs.IDMap{Base: s.slot.idBase(), Size: p.IDRange}, UID: p.UID, GID: p.GID,
-		NoIDMapOK: contains(p.MayDegrade, "idmap"),
+		NoIDMapOK: slices.Contains(p.MayDegrade, "idmap"),
 	}
 	if p.Layer != nil {
 		a.Lowers = append([]string{p.Layer.Path}, a.Lowers...)
@@ -279,15 +280,6 @@ func (s *sandbox) makeRoot() error {
 		s.res.Degraded = append(s.res.Degraded, "idmap")
 	}
 	return nil
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func (s *sandbox) loadFilter() error {

@@ -336,7 +336,7 @@ func (s *sandbox) judge(o *outcome) {
 	default:
 		end(StatusOK, ReasonExit, 0, "")
 	}
-	if l.DiskBytes > 0 && o.pidsHits > 0 && r.Reason != ReasonPids {
+	if o.pidsHits > 0 && r.Reason != ReasonPids {
 		r.Message = trimJoin(r.Message, fmt.Sprintf("the limit of %d processes was hit %d times", l.Pids, o.pidsHits))
 	}
 }

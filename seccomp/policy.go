@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,6 +73,9 @@ type Policy struct {
 	deflt   Action // for calls the tables know
 	unknown Action // for calls newer than the tables: ENOSYS, so that callers fall back
 	foreign Action // for other architectures' calls
+
+	digestOnce sync.Once
+	digest     string
 }
 
 // Rules gives a copy of the rules, ordered by name and then by precedence.
@@ -115,8 +119,13 @@ func argsString(args []Arg) string {
 const compilerVersion = "2"
 
 // Digest identifies the policy and what it compiles to on this architecture:
-// "sha256:…". It is asked for at every launch, hence no printing.
+// "sha256:…". It is asked for several times at every launch and worked out once.
 func (p *Policy) Digest() string {
+	p.digestOnce.Do(func() { p.digest = p.workOutDigest() })
+	return p.digest
+}
+
+func (p *Policy) workOutDigest() string {
 	b := make([]byte, 0, 32<<10)
 	str := func(s string) { b = append(append(b, s...), 0) }
 	num := func(v uint64) { b = binary.LittleEndian.AppendUint64(b, v) }
