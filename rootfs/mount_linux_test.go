@@ -17,14 +17,20 @@ const testIDs = 0x70000000 + 4000*65536 // a range no other test uses
 
 // hostState is what a namespace must not change: this process's mount table,
 // loop devices with a file, open descriptors.
-func hostState(t *testing.T) (mounts string, loops, fds int) {
+func hostState(t *testing.T) (mounts string, loops int, fds map[string]bool) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
 	l, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	f, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)
-	return string(b), len(l), len(f)
+	fds = map[string]bool{}
+	for _, e := range f {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil { // else: of this reading itself
+			fds[e.Name()+" "+to] = true
+		}
+	}
+	return string(b), len(l), fds
 }
 
 // inNamespace gives a fresh namespace and checks, when the test ends, that
@@ -44,7 +50,12 @@ func inNamespace(t *testing.T) *Namespace {
 		require.NoError(t, n.Close())
 		require.Eventually(t, func() bool { // the last unmount is the kernel's
 			m, l, f := hostState(t)
-			return m == mounts && l == loops && f == fds
+			for fd := range f {
+				if !fds[fd] {
+					return false
+				}
+			}
+			return m == mounts && l == loops
 		}, 10*time.Second, 20*time.Millisecond, "mounts, loop devices or descriptors were left")
 		require.NoError(t, os.Remove(stage))
 	})
