@@ -406,8 +406,6 @@ func (m *Manager) Verify(ctx context.Context, ref string) (*Env, []rootfs.Damage
 	return e, d, err
 }
 
-var userinfo = lazy(`(?m)^(--[a-z-]*(?:index-url|find-links)[ =]\S*?://)[^/\s]*@`)
-
 // Lock gives the hashed lock of a recipe. What was resolved comes without the
 // credentials of indexes: a lock is a file that people commit.
 func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
@@ -427,7 +425,7 @@ func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 	if in.isLock() {
 		return l.text, nil // theirs already
 	}
-	return userinfo().ReplaceAll(l.text, []byte("$1")), nil
+	return withoutUserinfo(l.text), nil
 }
 
 // Find gives the environment of a recipe if it is baked, nil if it is not. It

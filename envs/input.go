@@ -61,8 +61,6 @@ func readFile(path string) ([]byte, error) {
 	return bytes.TrimPrefix(b, []byte("\xef\xbb\xbf")), nil
 }
 
-var pylockMark = lazy(`(?m)^\s*lock-version\s*=`)
-
 // readInput reads the file and detects its kind by its content.
 func readInput(path string) (*input, error) {
 	abs, err := filepath.Abs(path)
@@ -73,7 +71,7 @@ func readInput(path string) (*input, error) {
 	if err != nil {
 		return nil, err
 	}
-	if pylockMark().Match(b) && bytes.Contains(b, []byte("[[packages]]")) {
+	if hasLockVersion(b) && bytes.Contains(b, []byte("[[packages]]")) {
 		return &input{kind: "pylock", files: []inputFile{{"pylock.toml", b}}}, nil
 	}
 	for mark, what := range map[string]string{"[[package]]": "a uv.lock or poetry.lock", "[project]": "a pyproject.toml", "@EXPLICIT": "an explicit conda list"} {
@@ -89,13 +87,6 @@ func readInput(path string) (*input, error) {
 	}
 	return in, nil
 }
-
-var (
-	reqLine  = lazy(`^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*(.*)$`)
-	exactPin = lazy(`^={2,3}\s*([^\s,;*]+)\s*(;.*)?$`)
-	hashOpt  = lazy(`\s--hash[= ]([a-z0-9]+:[0-9a-fA-F]+)`)
-	envVar   = lazy(`\$\{[A-Z0-9_]+\}`)
-)
 
 // add parses one file. top is the directory that all names are relative to.
 func (in *input) add(path string, data []byte, top string, constraint bool, seen map[string]bool, depth int) error {
@@ -155,7 +146,7 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 		}
 		for _, o := range []string{"--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--no-index", "--pre", "--prefer-binary", "--only-binary", "--no-binary", "--require-hashes", "--trusted-host"} {
 			if line == o || strings.HasPrefix(line, o+" ") || strings.HasPrefix(line, o+"=") {
-				if envVar().MatchString(line) {
+				if hasVariable(line) {
 					return fail("credentials belong in the environment or a netrc file", "%s: variables in options are not expanded", where)
 				}
 				in.opts = append(in.opts, line)
@@ -172,26 +163,23 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 	if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "/") || strings.Contains(line, "@ file:") || strings.HasPrefix(line, "file:") {
 		return fail("build a wheel and publish it to an index, or install it in a --hook", "%s: %q is a local path, which cannot be baked", where, firstWord(line))
 	}
-	m := reqLine().FindStringSubmatch(line)
-	if m == nil {
+	spec, hashes := cutHashes(line)
+	name, rest, ok := splitRequirement(strings.TrimSpace(spec))
+	if !ok {
 		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
 	}
-	r := requirement{name: normalise(m[1]), file: path, line: at, constraint: constraint}
-	spec := line
-	for _, h := range hashOpt().FindAllStringSubmatch(line, -1) {
-		r.hashes = append(r.hashes, strings.ToLower(h[1]))
-		spec = strings.Replace(spec, h[0], "", 1)
+	r := requirement{name: normalise(name), file: path, line: at, constraint: constraint}
+	for _, h := range hashes {
+		r.hashes = append(r.hashes, strings.ToLower(h))
 	}
-	rest := strings.TrimSpace(reqLine().FindStringSubmatch(strings.TrimSpace(spec))[3])
+	rest = strings.TrimSpace(rest)
 	r.marker = strings.Contains(rest, ";")
-	if p := exactPin().FindStringSubmatch(rest); p != nil {
-		r.version = p[1]
-	}
+	r.version = exactPin(rest)
 	if rest != "" && !strings.ContainsAny(rest[:1], "=<>!~;@(") {
 		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
 	}
 	if strings.HasPrefix(rest, "@") {
-		in.urls = append(in.urls, urlIn().FindAllString(rest, -1)...)
+		in.urls = append(in.urls, urlsIn(rest)...)
 	}
 	in.reqs = append(in.reqs, r)
 	return nil
@@ -218,11 +206,6 @@ func (in *input) include(v, where, path, top string, constraint bool, seen map[s
 	}
 	return in.add(p, b, top, constraint, seen, depth+1)
 }
-
-var separators = lazy(`[-_.]+`)
-
-// normalise gives a distribution's canonical name (PEP 503).
-func normalise(name string) string { return strings.ToLower(separators().ReplaceAllString(name, "-")) }
 
 // isLock says whether every requirement is pinned and hashed: then it is a
 // lock already and nothing is resolved.

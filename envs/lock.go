@@ -229,20 +229,11 @@ func (m *Manager) run(ctx context.Context, j Job, file string) error {
 	return explain(j.Name, file, res, string(out.b))
 }
 
-var (
-	ansi      = lazy(`\x1b\[[0-9;]*m`)
-	spaces    = lazy(`\s+`)
-	noPackage = lazy(`(?:Because |because )?([A-Za-z0-9._-]+) was not found in the (?:package registry|provided)`)
-	noVersion = lazy(`there is no version of ([^ ,]+)|[Oo]nly .{0,80} available|No matching distribution found for ([^\s]+)`)
-	sdistOnly = lazy("(?i)([A-Za-z0-9._-]+)(?:[=][=][^ `]+)? (?:has no usable wheels|has no wheels)|`([^`]+)`[^`]*(?:source distribution|marked as `--no-build`|[Bb]uilding)|[Dd]istribution `?([^ `]+)`? can't be installed because it is marked as `--no-build`")
-	hashWrong = lazy("[Hh]ash mismatch for `?([^`\n]+)`?")
-)
-
 // explain distils a tool's output. What is not recognised is given as its
 // first error line.
 func explain(step, file string, res JobResult, out string) error {
-	out = ansi().ReplaceAllString(out, "")
-	flat := spaces().ReplaceAllString(out, " ")
+	out = withoutColours(out)
+	flat := strings.Join(strings.Fields(out), " ")
 	low := strings.ToLower(flat)
 	switch {
 	case res.Reason != "" && res.Reason != "exit":
@@ -253,26 +244,21 @@ func explain(step, file string, res JobResult, out string) error {
 		return fail("name the index by --index-url, or its extra hosts in the file", "%s %q: the index refers to %s, which it may not reach", step, file, strings.Join(res.Denied, ", "))
 	case strings.Contains(low, "hash mismatch") || strings.Contains(low, "do not match the hashes"):
 		what := "a distribution"
-		if m := hashWrong().FindStringSubmatch(flat); m != nil {
-			what = m[1]
+		if name := hashMismatch(flat); name != "" {
+			what = name
 		}
 		return fail("the file on the index is not the one that was locked: lock again only if you know why", "%s %q: hash mismatch for %s", step, file, what)
 	case strings.Contains(low, "no usable wheels") || strings.Contains(low, "--no-build") || strings.Contains(low, "building from source is disabled") || strings.Contains(low, "no wheels are usable") || strings.Contains(low, "no binary distribution"):
 		what := "a requirement"
-		if m := sdistOnly().FindStringSubmatch(flat); m != nil {
-			for _, g := range m[1:] {
-				if g != "" {
-					what = g
-					break
-				}
-			}
+		if name := sdistOnly(flat); name != "" {
+			what = name
 		}
 		return fail("--allow-build builds it, in a sandbox: that runs its code", "%s %q: %s has only a source distribution, and building is off", step, file, what)
-	case noPackage().MatchString(flat):
-		return fail("is the name right, and on this index?", "%s %q: %s is not on the index", step, file, noPackage().FindStringSubmatch(flat)[1])
+	case noPackage(flat) != "":
+		return fail("is the name right, and on this index?", "%s %q: %s is not on the index", step, file, noPackage(flat))
 	case strings.Contains(low, "error sending request") || strings.Contains(low, "failed to fetch") || strings.Contains(low, "dns error") || strings.Contains(low, "connection refused") || strings.Contains(low, "tunnel") || strings.Contains(low, "retries exceeded") || strings.Contains(low, "timed out"):
 		return fail("check --index-url, the network and HTTPS_PROXY", "%s %q: the index cannot be reached: %s", step, file, firstError(out))
-	case strings.Contains(low, "no solution found") || noVersion().MatchString(flat):
+	case strings.Contains(low, "no solution found") || noVersion(flat):
 		return fail("loosen the pins, or another --python", "%s %q: %s", step, file, unsolvable(flat))
 	}
 	return fail("", "%s %q: %s", step, file, firstError(out))

@@ -1,14 +1,12 @@
 package envs
 
 import (
-	"archive/zip"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -200,22 +198,20 @@ func (m *Manager) installUV(ctx context.Context) (path string, err error) {
 	if len(wheels) != 1 {
 		return "", fmt.Errorf("install uv: pip left %d wheels", len(wheels))
 	}
-	z, err := zip.OpenReader(wheels[0])
-	if err != nil {
-		return "", fmt.Errorf("install uv: %w", err)
-	}
-	defer z.Close()
-	src, err := z.Open("uv-" + uvVersion + ".data/scripts/uv")
-	if err != nil {
-		return "", fmt.Errorf("install uv: %w", err)
-	}
-	defer src.Close()
 	bin := filepath.Join(tmp, "uv")
 	dst, err := os.OpenFile(bin, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
 	if err != nil {
 		return "", fmt.Errorf("install uv: %w", err)
 	}
-	_, err = io.Copy(dst, src)
+	// By Python, which pip came with: archive/zip and its inflater would be
+	// initialised at every launch.
+	out.Reset()
+	unzip := hostPython(ctx, "-c", "import shutil, sys, zipfile; shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), sys.stdout.buffer)",
+		wheels[0], "uv-"+uvVersion+".data/scripts/uv")
+	unzip.Stdout, unzip.Stderr = dst, &out
+	if err = onThread(unzip.Run); err != nil {
+		err = fmt.Errorf("unpack %q: %w: %s", filepath.Base(wheels[0]), err, lastLine(out.String()))
+	}
 	err = errors.Join(err, dst.Sync(), dst.Close())
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(path), 0o700)
@@ -242,25 +238,13 @@ type indexConfig struct {
 	binds []JobBind
 }
 
-var urlIn = lazy(`https?://[^\s"'#;]+`)
-
 // index reads the resolver's configuration: the recipe, the file's own lines,
 // UV_* and PIP_* variables, pip's configuration files; first one wins.
 func (t *tool) index(r Recipe, in *input) indexConfig {
 	var c indexConfig
 	seen := map[string]bool{}
 	addHost := func(raw string) {
-		u, err := url.Parse(raw)
-		if err != nil || u.Host == "" {
-			return
-		}
-		h := u.Host
-		if u.Port() == "" && u.Scheme == "http" {
-			h += ":80"
-		} else if u.Port() == "" {
-			h += ":443"
-		}
-		if !seen[h] {
+		if h := hostPort(raw); h != "" && !seen[h] {
 			seen[h] = true
 			c.hosts = append(c.hosts, h)
 		}
@@ -279,7 +263,7 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 	inFile := false
 	for _, o := range in.opts {
 		inFile = inFile || strings.HasPrefix(o, "--index-url") || strings.HasPrefix(o, "-i")
-		for _, u := range urlIn().FindAllString(o, -1) {
+		for _, u := range urlsIn(o) {
 			addHost(u)
 		}
 	}
@@ -306,7 +290,7 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 		addHost("https://" + t.FileHost)
 	}
 	if in.kind == "pylock" {
-		for _, u := range urlIn().FindAllString(string(in.files[0].data), -1) {
+		for _, u := range urlsIn(string(in.files[0].data)) {
 			addHost(u)
 		}
 	}
@@ -322,6 +306,34 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 		}
 	}
 	return c
+}
+
+// hostPort gives the host:port of a URL, "" where there is none. (net/url would
+// bring net/netip along, which is initialised at every launch.)
+func hostPort(raw string) string {
+	scheme, rest, ok := strings.Cut(raw, "://")
+	if !ok {
+		return ""
+	}
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		rest = rest[:i]
+	}
+	h := rest[strings.LastIndexByte(rest, '@')+1:] // without user and password
+	name, port := h, ""
+	if i := strings.LastIndexByte(h, ':'); i > strings.LastIndexByte(h, ']') { // not of an IPv6 address
+		name, port = h[:i], h[i+1:]
+	}
+	if name == "" || strings.Trim(port, "0123456789") != "" || strings.ContainsAny(name, " \t\"<>\\^`{|}") {
+		return ""
+	}
+	switch {
+	case port != "":
+	case strings.EqualFold(scheme, "http"):
+		port = "80"
+	default:
+		port = "443"
+	}
+	return name + ":" + port
 }
 
 // pipConfig reads the index lines of pip's configuration files; the user's

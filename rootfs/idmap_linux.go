@@ -83,9 +83,8 @@ func cloneTree(src int, path string, recursive bool, ns *os.File, attr uint64) (
 	return fd, nil
 }
 
-// attach puts a detached mount on target and closes it.
-func attach(fd int, target string) error {
-	defer unix.Close(fd)
+// moveTo attaches a detached mount on target. fd goes on to name the mount.
+func moveTo(fd int, target string) error {
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach mount on %q: %w", target, err)
 	}

@@ -41,20 +41,27 @@ type Assembly struct {
 	// NoIDMapOK allows lowers whose file system cannot map owners: their files
 	// then look as if nobody owned them.
 	NoIDMapOK bool
+	// UserNS is a user namespace that maps inside ids to IDs, for the lowers:
+	// the sandbox's own. nil makes one for the purpose, which costs a process.
+	UserNS *os.File
+	// Stage is an existing directory that a kernel on which an overlay cannot
+	// be made of detached mounts needs (before Linux 6.15); see [NewNamespace].
+	Stage string
 }
 
-// BindMount is a mount that the engine makes below the root.
+// BindMount is a mount below the root: detached, its flags and owners set.
 type BindMount struct {
-	Source   string // valid in the namespace
+	Tree     *os.File
 	Target   string
 	ReadOnly bool
 	File     bool
 }
 
-// Root is an assembled root.
+// Root is an assembled root. Its mounts are attached nowhere: they are held by
+// descriptors and go with the last of these.
 type Root struct {
-	Path     string
-	Mounts   []BindMount
+	Tree     *os.File
+	Mounts   []BindMount // in the order in which they are to be attached
 	IDMapped bool
 	Notes    []string
 	upper    *os.File
@@ -70,136 +77,135 @@ type Usage struct {
 
 const safeAttr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// Assemble mounts the root below the namespace's stage. On failure nothing
-// needs to be undone but the namespace.
-func (n *Namespace) Assemble(a Assembly) (*Root, error) {
-	r := &Root{IDMapped: true, limit: a.Upper.SizeBytes}
-	err := n.Do(func() error { return n.assemble(a, r) })
+// Assemble makes the root. Nothing appears in any mount table: all is done on
+// detached mounts, by descriptor.
+func Assemble(a Assembly) (*Root, error) {
+	b := &builder{a: a, r: &Root{IDMapped: true, limit: a.Upper.SizeBytes}, userns: a.UserNS}
+	err := b.build()
+	err = errors.Join(err, b.close())
 	if err != nil {
-		return nil, errors.Join(err, r.Close())
+		return nil, errors.Join(err, b.r.Close())
 	}
-	return r, nil
+	return b.r, nil
 }
 
-func (n *Namespace) assemble(a Assembly, r *Root) error {
-	if len(a.Lowers) == 0 {
+// builder holds what is needed only while a root is made.
+type builder struct {
+	a      Assembly
+	r      *Root
+	userns *os.File
+	lowers []int
+	ns     *Namespace // only where the kernel wants attached mounts
+	staged map[int]string
+}
+
+func (b *builder) close() error {
+	for _, fd := range b.lowers {
+		unix.Close(fd)
+	}
+	if b.userns != nil && b.userns != b.a.UserNS {
+		b.userns.Close()
+	}
+	if b.ns != nil {
+		return b.ns.Close()
+	}
+	return nil
+}
+
+func (b *builder) build() (err error) {
+	if len(b.a.Lowers) == 0 {
 		return errors.New("assemble root: no layers")
 	}
-	dir := func(parts ...string) (string, error) {
-		p := filepath.Join(append([]string{n.stage}, parts...)...)
-		if err := os.MkdirAll(p, 0o711); err != nil {
-			return "", fmt.Errorf("make directory: %w", err)
+	if b.userns == nil {
+		if b.userns, err = userns(pairs(0, b.a.IDs), pairs(0, b.a.IDs)); err != nil {
+			return err
 		}
-		return p, nil
 	}
-	all, err := userns(pairs(0, a.IDs), pairs(0, a.IDs))
-	if err != nil {
+	if b.r.upper, b.r.Notes, err = b.a.Upper.mount(); err != nil {
 		return err
 	}
-	defer all.Close()
-
-	// clone shows a host path under the stage, owners mapped where possible.
-	clone := func(at int, src, dst string, attr uint64) error {
-		fd, err := cloneTree(at, src, false, all, attr)
-		if errors.Is(err, errNoIDMap) {
-			if !a.NoIDMapOK {
-				return &hinted{err, "--degrade idmap runs without: the files then look as if nobody owned them"}
-			}
-			r.IDMapped = false
-			fd, err = cloneTree(at, src, false, nil, attr)
-		}
-		if err != nil {
-			return err
-		}
-		return attach(fd, dst)
+	up := int(b.r.upper.Fd())
+	if err := makeUpper(up, "root", "work", b.a.IDs.Base, b.a.IDs.Base, 0o755); err != nil {
+		return err
 	}
-	var lowers []string
-	for i, l := range a.Lowers {
-		p, err := dir("lower", strconv.Itoa(i))
-		if err != nil {
+	for _, s := range b.a.Seeds {
+		if err := plant(up, "root", s, b.a.IDs); err != nil {
 			return err
 		}
+	}
+	for _, l := range b.a.Lowers {
 		at, _, err := openPath(l)
 		if err != nil {
 			return fmt.Errorf("open layer %q: %w", l, err)
 		}
-		err = clone(at, l, p, safeAttr|unix.MOUNT_ATTR_RDONLY)
+		fd, err := b.clone(at, l)
 		unix.Close(at)
 		if err != nil {
 			return err
 		}
-		lowers = append(lowers, p)
+		b.lowers = append(b.lowers, fd)
 	}
-
-	up, err := dir("upper")
+	tree, err := b.overlay("the root", b.lowers, "root", "work")
 	if err != nil {
 		return err
 	}
-	if r.Notes, err = a.Upper.mount(up); err != nil {
-		return err
-	}
-	if r.upper, err = os.Open(up); err != nil {
-		return fmt.Errorf("open upper: %w", err)
-	}
-	if err := makeUpper(up+"/root", up+"/work", a.IDs.Base, a.IDs.Base, 0o755); err != nil {
-		return err
-	}
-	for _, s := range a.Seeds {
-		if err := plant(up+"/root", s, a.IDs); err != nil {
-			return err
-		}
-	}
-	if r.Path, err = dir("root"); err != nil {
-		return err
-	}
-	if err := mountOverlay(r.Path, lowers, up+"/root", up+"/work"); err != nil {
-		return err
-	}
+	b.r.Tree = os.NewFile(uintptr(tree), "root")
 
-	for i, b := range a.Binds {
-		m, err := n.bind("bind", i, b.Source, b.Target, func(at int, _ unix.Stat_t, dst string) error {
-			return clone(at, b.Source, dst, safeAttr|unix.MOUNT_ATTR_RDONLY)
-		})
+	for _, bind := range b.a.Binds {
+		at, st, err := source(bind.Source, bind.Target)
 		if err != nil {
 			return err
 		}
-		m.ReadOnly = true
-		r.Mounts = append(r.Mounts, m)
+		fd, err := b.clone(at, bind.Source)
+		unix.Close(at)
+		if err != nil {
+			return err
+		}
+		b.add(fd, st, bind.Target, true)
 	}
-	for i, v := range a.Volumes {
-		if err := n.volume(a, r, up, i, v); err != nil {
+	for i, v := range b.a.Volumes {
+		if err := b.volume(i, v); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// bind makes a mountpoint of the source's kind and lets show fill it.
-func (n *Namespace) bind(kind string, i int, src, target string, show func(at int, st unix.Stat_t, dst string) error) (BindMount, error) {
-	m := BindMount{Target: target, Source: filepath.Join(n.stage, kind, strconv.Itoa(i))}
+func (b *builder) add(fd int, st unix.Stat_t, target string, readOnly bool) {
+	b.r.Mounts = append(b.r.Mounts, BindMount{
+		Tree: os.NewFile(uintptr(fd), target), Target: target, ReadOnly: readOnly, File: st.Mode&unix.S_IFMT != unix.S_IFDIR,
+	})
+}
+
+// clone gives a read-only copy of a layer's or base's mount, owners mapped
+// where possible.
+func (b *builder) clone(at int, src string) (int, error) {
+	const attr = safeAttr | unix.MOUNT_ATTR_RDONLY
+	fd, err := cloneTree(at, src, false, b.userns, attr)
+	if errors.Is(err, errNoIDMap) {
+		if !b.a.NoIDMapOK {
+			return -1, &hinted{err, "--degrade idmap runs without: the files then look as if nobody owned them"}
+		}
+		b.r.IDMapped = false
+		fd, err = cloneTree(at, src, false, nil, attr)
+	}
+	return fd, err
+}
+
+// source opens a host path that is to be mounted on target.
+func source(src, target string) (int, unix.Stat_t, error) {
 	at, st, err := openPath(src)
 	if err != nil {
-		return m, &hinted{fmt.Errorf("mount %q on %q: %w", src, target, err), "the host path must be there: it is not made for you"}
+		return -1, st, &hinted{fmt.Errorf("mount %q on %q: %w", src, target, err), "the host path must be there: it is not made for you"}
 	}
-	defer unix.Close(at)
-	if err := os.MkdirAll(filepath.Dir(m.Source), 0o711); err != nil {
-		return m, fmt.Errorf("make directory: %w", err)
-	}
-	if m.File = st.Mode&unix.S_IFMT != unix.S_IFDIR; m.File {
-		err = os.WriteFile(m.Source, nil, 0o600)
-	} else {
-		err = os.Mkdir(m.Source, 0o711)
-	}
-	if err != nil {
-		return m, fmt.Errorf("make mountpoint: %w", err)
-	}
-	return m, show(at, st, m.Source)
+	return at, st, nil
 }
 
 // volume shows a host path of the user's. Its owner there is the sandbox's
 // user inside, and the other way round for what the sandbox writes; in a
 // writable volume no other id can own anything.
-func (n *Namespace) volume(a Assembly, r *Root, up string, i int, v VolumeMount) error {
+func (b *builder) volume(i int, v VolumeMount) error {
+	a := b.a
 	attr := uint64(safeAttr)
 	switch v.Mode {
 	case "rw":
@@ -208,101 +214,96 @@ func (n *Namespace) volume(a Assembly, r *Root, up string, i int, v VolumeMount)
 	default:
 		return fmt.Errorf("mount %q on %q: unknown mode %q", v.Source, v.Target, v.Mode)
 	}
-	var owner unix.Stat_t
-	m, err := n.bind("vol", i, v.Source, v.Target, func(at int, st unix.Stat_t, dst string) error {
-		owner = st
-		var ns *os.File
-		var err error
-		if !v.NoIDMap {
-			uids, gids := onePair(st.Uid, a.IDs.Base+a.UID), onePair(st.Gid, a.IDs.Base+a.GID)
-			if v.Mode != "rw" { // nothing is written: the others may be seen as who they are
-				uids, gids = swapped(st.Uid, a.UID, a.IDs), swapped(st.Gid, a.GID, a.IDs)
-			}
-			if ns, err = userns(uids, gids); err != nil {
-				return err
-			}
-			defer ns.Close()
+	at, st, err := source(v.Source, v.Target)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(at)
+	if v.Mode == "O" && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return &hinted{fmt.Errorf("mount %q on %q: copy-on-write needs a directory", v.Source, v.Target), "use :ro for a single file"}
+	}
+	var ns *os.File
+	if !v.NoIDMap {
+		uids, gids := onePair(st.Uid, a.IDs.Base+a.UID), onePair(st.Gid, a.IDs.Base+a.GID)
+		if v.Mode != "rw" { // nothing is written: the others may be seen as who they are
+			uids, gids = swapped(st.Uid, a.UID, a.IDs), swapped(st.Gid, a.GID, a.IDs)
 		}
-		// Docker's rule: what is mounted below comes along.
-		fd, err := cloneTree(at, v.Source, v.Mode != "O", ns, attr)
-		if errors.Is(err, errNoIDMap) && v.Mode != "rw" && a.NoIDMapOK {
-			r.IDMapped = false
-			fd, err = cloneTree(at, v.Source, v.Mode != "O", nil, attr)
-		}
-		if errors.Is(err, errNoIDMap) {
-			return &hinted{err, "the volume's file system (or one mounted below it) cannot map owners; use a directory on ext4, xfs or btrfs"}
-		}
-		if err != nil {
+		if ns, err = userns(uids, gids); err != nil {
 			return err
 		}
-		return attach(fd, dst)
-	})
+		defer ns.Close()
+	}
+	// Docker's rule: what is mounted below comes along.
+	fd, err := cloneTree(at, v.Source, v.Mode != "O", ns, attr)
+	if errors.Is(err, errNoIDMap) && v.Mode != "rw" && a.NoIDMapOK {
+		b.r.IDMapped = false
+		fd, err = cloneTree(at, v.Source, v.Mode != "O", nil, attr)
+	}
+	if errors.Is(err, errNoIDMap) {
+		return &hinted{err, "the volume's file system (or one mounted below it) cannot map owners; use a directory on ext4, xfs or btrfs"}
+	}
 	if err != nil {
 		return err
 	}
 	if v.Mode == "O" {
-		if m.File {
-			return &hinted{fmt.Errorf("mount %q on %q: copy-on-write needs a directory", v.Source, v.Target), "use :ro for a single file"}
-		}
-		lower := m.Source
+		b.lowers = append(b.lowers, fd)
 		id := strconv.Itoa(i)
-		if err := makeUpper(up+"/vol"+id, up+"/volwork"+id, a.IDs.Base+a.UID, a.IDs.Base+a.GID, owner.Mode&0o777); err != nil {
+		if err := makeUpper(int(b.r.upper.Fd()), "vol"+id, "volwork"+id, a.IDs.Base+a.UID, a.IDs.Base+a.GID, st.Mode&0o777); err != nil {
 			return err
 		}
-		m.Source = filepath.Join(n.stage, "cow", id)
-		if err := os.MkdirAll(m.Source, 0o711); err != nil {
-			return fmt.Errorf("make directory: %w", err)
-		}
-		if err := mountOverlay(m.Source, []string{lower}, up+"/vol"+id, up+"/volwork"+id); err != nil {
+		if fd, err = b.overlay(v.Target, []int{fd}, "vol"+id, "volwork"+id); err != nil {
 			return err
 		}
 	}
-	m.ReadOnly = v.Mode == "ro"
-	r.Mounts = append(r.Mounts, m)
+	b.add(fd, st, v.Target, v.Mode == "ro")
 	return nil
 }
 
-// makeUpper makes an overlay's two directories.
-func makeUpper(upper, work string, uid, gid, mode uint32) error {
+// makeUpper makes an overlay's two directories in the file system up.
+func makeUpper(up int, upper, work string, uid, gid, mode uint32) error {
 	for _, d := range []string{upper, work} {
-		if err := os.Mkdir(d, 0o700); err != nil {
+		if err := unix.Mkdirat(up, d, 0o700); err != nil {
 			return fmt.Errorf("make upper: %w", err)
 		}
 	}
-	if err := os.Chown(upper, int(uid), int(gid)); err != nil {
+	if err := unix.Fchownat(up, upper, int(uid), int(gid), 0); err != nil {
 		return fmt.Errorf("make upper: %w", err)
 	}
-	return os.Chmod(upper, os.FileMode(mode))
+	if err := unix.Fchmodat(up, upper, mode, 0); err != nil {
+		return fmt.Errorf("make upper: %w", err)
+	}
+	return nil
 }
 
-// plant makes one seed, and its parents as root's. The upper is ours alone
-// until the overlay is mounted.
-func plant(root string, s Seed, ids IDMap) error {
-	p := filepath.Join(root, filepath.Clean("/"+s.Path))
+// plant makes one seed below root, and its parents as root's. The file system
+// up is ours alone until the overlay is mounted.
+func plant(up int, root string, s Seed, ids IDMap) error {
+	p := root + filepath.Clean("/"+s.Path)
 	for d := filepath.Dir(p); d != root; d = filepath.Dir(d) {
-		if _, err := os.Lstat(d); err == nil {
+		var st unix.Stat_t
+		if unix.Fstatat(up, d, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
 			break
 		}
-		if err := plant(root, Seed{Path: strings.TrimPrefix(d, root), Dir: true, Mode: 0o755}, ids); err != nil {
+		if err := plant(up, root, Seed{Path: strings.TrimPrefix(d, root), Dir: true, Mode: 0o755}, ids); err != nil {
 			return err
 		}
 	}
 	var err error
 	switch {
 	case s.Link != "":
-		err = os.Symlink(s.Link, p)
+		err = unix.Symlinkat(s.Link, up, p)
 	case s.Dir:
-		if err = os.Mkdir(p, 0o700); errors.Is(err, os.ErrExist) {
+		if err = unix.Mkdirat(up, p, 0o700); errors.Is(err, unix.EEXIST) {
 			err = nil
 		}
 	default:
-		err = os.WriteFile(p, s.Data, 0o600)
+		err = writeAt(up, p, s.Data)
 	}
 	if err == nil {
-		err = os.Lchown(p, int(ids.Base+s.UID), int(ids.Base+s.GID))
+		err = unix.Fchownat(up, p, int(ids.Base+s.UID), int(ids.Base+s.GID), unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err == nil && s.Link == "" {
-		err = unix.Chmod(p, s.Mode)
+		err = unix.Fchmodat(up, p, s.Mode, 0)
 	}
 	if err != nil {
 		return fmt.Errorf("put %q in the root: %w", s.Path, err)
@@ -310,53 +311,104 @@ func plant(root string, s Seed, ids IDMap) error {
 	return nil
 }
 
-// mountOverlay mounts lowers (topmost first) and an upper on target. The
-// layers go in one by one (lowerdir+, Linux 6.5): no 4096-byte limit.
-func mountOverlay(target string, lowers []string, upper, work string) error {
-	err := fsmountOverlay(target, lowers, upper, work)
-	if err == nil || !errors.Is(err, errOldOverlay) {
+func writeAt(dir int, path string, data []byte) error {
+	fd, err := unix.Openat(dir, path, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
 		return err
 	}
-	for _, p := range append(append([]string{}, lowers...), upper, work) {
-		if strings.ContainsAny(p, ":,\\") {
-			return fmt.Errorf("mount overlay on %q: %q has a character that this kernel cannot take", target, p)
-		}
-	}
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off,index=off,volatile", strings.Join(lowers, ":"), upper, work)
-	if len(opts) > 4000 {
-		return &hinted{fmt.Errorf("mount overlay on %q: too many layers for this kernel", target), "Linux 6.5 takes any number"}
-	}
-	if err := unix.Mount("sbxrun", target, "overlay", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
-		return overlayErr(target, err)
-	}
-	return nil
+	f := os.NewFile(uintptr(fd), path)
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }
 
-func overlayErr(target string, err error) error {
-	e := fmt.Errorf("mount overlay on %q: %w", target, err)
+// overlay gives a detached overlay of lowers (topmost first) and an upper,
+// both directories of the upper's file system. The layers go in one by one
+// (lowerdir+, Linux 6.5): no 4096-byte limit.
+func (b *builder) overlay(what string, lowers []int, upper, work string) (int, error) {
+	up := fdPath(int(b.r.upper.Fd()))
+	var paths []string
+	for _, l := range lowers {
+		paths = append(paths, fdPath(l))
+	}
+	fd, err := fsmountOverlay(what, paths, up+"/"+upper, up+"/"+work)
+	if err == nil || !errors.Is(err, errOldOverlay) {
+		return fd, err
+	}
+	return b.stagedOverlay(what, lowers, upper, work)
+}
+
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// stagedOverlay is for kernels that take only attached mounts as layers
+// (before Linux 6.15): they are attached in a private mount namespace, and the
+// overlay is cloned out of it.
+func (b *builder) stagedOverlay(what string, lowers []int, upper, work string) (tree int, err error) {
+	if b.ns == nil {
+		if b.ns, err = NewNamespace(b.a.Stage); err != nil {
+			return -1, err
+		}
+		b.staged = map[int]string{}
+	}
+	err = b.ns.Do(func() error {
+		var paths []string
+		for _, fd := range append([]int{int(b.r.upper.Fd())}, lowers...) {
+			if b.staged[fd] == "" {
+				p := filepath.Join(b.a.Stage, "layer"+strconv.Itoa(fd))
+				if err := os.Mkdir(p, 0o711); err != nil {
+					return fmt.Errorf("make mountpoint: %w", err)
+				}
+				if err := moveTo(fd, p); err != nil {
+					return err
+				}
+				b.staged[fd] = p
+			}
+			paths = append(paths, b.staged[fd])
+		}
+		up, paths := paths[0], paths[1:]
+		tree, err = fsmountOverlay(what, paths, up+"/"+upper, up+"/"+work)
+		if !errors.Is(err, errOldOverlay) {
+			return err
+		}
+		target := filepath.Join(b.a.Stage, upper)
+		if err := os.Mkdir(target, 0o711); err != nil {
+			return fmt.Errorf("make mountpoint: %w", err)
+		}
+		opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/%s,workdir=%s/%s,redirect_dir=off,metacopy=off,index=off,volatile", strings.Join(paths, ":"), up, upper, up, work)
+		if len(opts) > 4000 {
+			return &hinted{fmt.Errorf("mount overlay for %s: too many layers for this kernel", what), "Linux 6.5 takes any number"}
+		}
+		if err := unix.Mount("sbxrun", target, "overlay", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+			return overlayErr(what, err)
+		}
+		tree, err = unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		return err
+	})
+	return tree, err
+}
+
+func overlayErr(what string, err error) error {
+	e := fmt.Errorf("mount overlay for %s: %w", what, err)
 	if errors.Is(err, unix.ENODEV) {
 		return &hinted{e, "modprobe overlay"}
 	}
 	return e
 }
 
-var errOldOverlay = errors.New("overlay without lowerdir+")
+// errOldOverlay says that this kernel does not take the layers in this form.
+var errOldOverlay = errors.New("overlay without lowerdir+ or with detached layers")
 
-func fsmountOverlay(target string, lowers []string, upper, work string) error {
-	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+func fsmountOverlay(what string, lowers []string, upper, work string) (int, error) {
+	fs, err := fsopen("overlay")
 	if err != nil {
-		if errors.Is(err, unix.ENOSYS) {
-			return errOldOverlay
-		}
-		return overlayErr(target, err)
+		return -1, overlayErr(what, err)
 	}
 	defer unix.Close(fs)
 	for i, l := range lowers {
 		if err := unix.FsconfigSetString(fs, "lowerdir+", l); err != nil {
 			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return errOldOverlay
+				return -1, errOldOverlay
 			}
-			return fmt.Errorf("add layer %q: %w", l, err)
+			return -1, fmt.Errorf("add layer to overlay for %s: %w", what, err)
 		}
 	}
 	for _, kv := range [][2]string{
@@ -368,23 +420,63 @@ func fsmountOverlay(target string, lowers []string, upper, work string) error {
 		{"index", "off"},
 	} {
 		if err := unix.FsconfigSetString(fs, kv[0], kv[1]); err != nil {
-			return fmt.Errorf("mount overlay on %q: option %s: %w", target, kv[0], err)
+			return -1, fmt.Errorf("mount overlay for %s: option %s: %w", what, kv[0], err)
 		}
 	}
 	if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil { // thrown away, never synced
-		return fmt.Errorf("mount overlay on %q: option volatile: %w", target, err)
+		return -1, fmt.Errorf("mount overlay for %s: option volatile: %w", what, err)
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		if errors.Is(err, unix.EINVAL) {
-			return errOldOverlay // before 6.5 the options are judged only here
+			return -1, errOldOverlay // older kernels judge the options and the mounts only here
 		}
-		return overlayErr(target, err)
+		return -1, overlayErr(what, err)
 	}
 	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, safeAttr)
 	if err != nil {
-		return overlayErr(target, err)
+		return -1, overlayErr(what, err)
 	}
-	return attach(m, target)
+	return m, nil
+}
+
+// fsopen begins a file system (Linux 5.2).
+func fsopen(kind string) (int, error) {
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		return -1, &hinted{fmt.Errorf("open file system %q: %w", kind, err), "fsopen(2) is needed: Linux 5.2, CAP_SYS_ADMIN, and no seccomp filter around sbxrun that refuses it"}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open file system %q: %w", kind, err)
+	}
+	return fs, nil
+}
+
+// Fsmount gives a detached mount of a fresh file system. An option without
+// value is a flag. data and attr are as for fsconfig(2) and fsmount(2).
+func Fsmount(kind string, attr int, options ...[2]string) (int, error) {
+	fs, err := fsopen(kind)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	for _, kv := range options {
+		if kv[1] == "" {
+			err = unix.FsconfigSetFlag(fs, kv[0])
+		} else {
+			err = unix.FsconfigSetString(fs, kv[0], kv[1])
+		}
+		if err != nil {
+			return -1, fmt.Errorf("mount %s: option %s=%s: %w", kind, kv[0], kv[1], err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("mount %s: %w", kind, err)
+	}
+	m, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
+	if err != nil {
+		return -1, fmt.Errorf("mount %s: %w", kind, err)
+	}
+	return m, nil
 }
 
 // Usage reads what the upper holds. It may be called from any thread.
@@ -407,12 +499,30 @@ func (r *Root) Usage() (Usage, error) {
 	return u, nil
 }
 
-// Close lets go of the upper. The mounts go with the namespace.
+// Detach lets go of the mounts once an engine has attached them: what is left
+// is the upper, for its usage.
+func (r *Root) Detach() error {
+	var errs []error
+	for _, m := range r.Mounts {
+		errs = append(errs, m.Tree.Close())
+	}
+	r.Mounts = nil
+	if r.Tree != nil {
+		errs = append(errs, r.Tree.Close())
+		r.Tree = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Close lets go of everything.
 func (r *Root) Close() error {
-	if r == nil || r.upper == nil {
+	if r == nil {
 		return nil
 	}
-	f := r.upper
-	r.upper = nil
-	return f.Close()
+	err := r.Detach()
+	if r.upper != nil {
+		err = errors.Join(err, r.upper.Close())
+		r.upper = nil
+	}
+	return err
 }

@@ -81,11 +81,28 @@ func assembly(lowers ...string) Assembly {
 	return Assembly{Lowers: lowers, IDs: IDMap{testIDs, 65536}, UID: 1000, GID: 1000, Upper: Upper{Kind: "tmpfs", SizeBytes: 1 << 20, Inodes: 64}}
 }
 
+// attached is a root with paths in a namespace.
+type attached struct {
+	*Root
+	Path  string
+	paths []string
+}
+
+func assembleIn(n *Namespace, a Assembly) (*attached, error) {
+	a.Stage = n.stage
+	r, err := Assemble(a)
+	if err != nil {
+		return nil, err
+	}
+	root, paths, err := n.Attach(r)
+	return &attached{r, root, paths}, err
+}
+
 func TestLayersAreStackedAndOwnedByTheSandboxsRoot(t *testing.T) {
 	n := inNamespace(t)
 	a := assembly(lower(t, map[string]string{"top": "1", "both": "top"}), lower(t, map[string]string{"below": "2", "both": "below"}))
 	a.Seeds = []Seed{{Path: "/home/x", Dir: true, Mode: 0o700, UID: 1000, GID: 1000}, {Path: "/link", Link: "top"}, {Path: "/etc/f", Mode: 0o640, Data: []byte("seed")}}
-	r, err := n.Assemble(a)
+	r, err := assembleIn(n, a)
 	require.NoError(t, err)
 	require.True(t, r.IDMapped)
 	require.NoError(t, n.Do(func() error {
@@ -111,12 +128,12 @@ func TestUppersAreBoundedAndFullIsSeen(t *testing.T) {
 		"tmpfs": {Kind: "tmpfs", SizeBytes: 1 << 20, Inodes: 64},
 		"disk":  {Kind: "disk", SizeBytes: 24 << 20, Inodes: 128},
 	} {
-		fill := func(t *testing.T, each int64) (*Namespace, *Root, int64, int, error) {
+		fill := func(t *testing.T, each int64) (*Namespace, *attached, int64, int, error) {
 			n := inNamespace(t)
 			a := assembly(lower(t, map[string]string{"a": "1"}))
 			a.Upper = u
 			a.Upper.ScratchDir = lower(t, nil)
-			r, err := n.Assemble(a)
+			r, err := assembleIn(n, a)
 			require.NoError(t, err)
 			use, err := r.Usage()
 			require.NoError(t, err)
@@ -169,19 +186,19 @@ func TestVolumesMapTheirOwnerAndKeepTheirMode(t *testing.T) {
 	require.NoError(t, os.Chown(dir, 4321, 4322))
 	a := assembly(lower(t, map[string]string{"a": "1"}))
 	a.Volumes = []VolumeMount{{dir, "/rw", "rw", false}, {dir, "/ro", "ro", false}, {dir, "/cow", "O", false}, {dir + "/f", "/file", "ro", false}}
-	r, err := n.Assemble(a)
+	r, err := assembleIn(n, a)
 	require.NoError(t, err)
 	require.Len(t, r.Mounts, 4)
 	require.True(t, r.Mounts[3].File)
 	require.NoError(t, n.Do(func() error {
 		var st unix.Stat_t
-		if err := unix.Stat(r.Mounts[0].Source, &st); err != nil || st.Uid != testIDs+1000 || st.Gid != testIDs+1000 {
+		if err := unix.Stat(r.paths[0], &st); err != nil || st.Uid != testIDs+1000 || st.Gid != testIDs+1000 {
 			t.Errorf("the volume belongs to %d:%d, %v", st.Uid, st.Gid, err)
 		}
-		if err := os.WriteFile(r.Mounts[1].Source+"/new", nil, 0o644); !errors.Is(err, unix.EROFS) {
+		if err := os.WriteFile(r.paths[1]+"/new", nil, 0o644); !errors.Is(err, unix.EROFS) {
 			t.Errorf("write to a read-only volume: %v", err)
 		}
-		return os.RemoveAll(r.Mounts[2].Source + "/f") // copy-on-write: root may, and the host keeps it
+		return os.RemoveAll(r.paths[2] + "/f") // copy-on-write: root may, and the host keeps it
 	}))
 	b, err := os.ReadFile(dir + "/f")
 	require.NoError(t, err)
@@ -207,7 +224,7 @@ func TestWhatCannotBeMountedIsSaid(t *testing.T) {
 			n := inNamespace(t)
 			a := assembly(base)
 			c.change(&a)
-			_, err := n.Assemble(a)
+			_, err := assembleIn(n, a)
 			require.ErrorContains(t, err, c.want)
 		})
 	}
@@ -235,4 +252,33 @@ func TestSwappedMapsEveryIDOnce(t *testing.T) {
 		}
 		require.Len(t, disk, 65536)
 	}
+}
+
+// Kernels before 6.15 take only attached mounts as layers: the way of these
+// must give the same root.
+func TestOverlayOfStagedLayers(t *testing.T) {
+	n := inNamespace(t)
+	a := assembly(lower(t, map[string]string{"f": "upper one"}), lower(t, map[string]string{"f": "lower one", "g": "2"}))
+	a.Stage = n.stage
+	b := &builder{a: a, r: &Root{IDMapped: true, limit: a.Upper.SizeBytes}}
+	require.NoError(t, b.build())
+	for i := range 2 { // the upper is staged once, for the root and for volumes
+		id := strings.Repeat("x", i+1)
+		require.NoError(t, makeUpper(int(b.r.upper.Fd()), id, "work"+id, testIDs, testIDs, 0o755))
+		tree, err := b.stagedOverlay("a test", b.lowers, id, "work"+id)
+		require.NoError(t, err)
+		fd, err := unix.Openat(tree, "f", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		text := make([]byte, 16)
+		k, err := unix.Read(fd, text)
+		require.NoError(t, err)
+		require.Equal(t, "upper one", string(text[:k]))
+		unix.Close(fd)
+		fd, err = unix.Openat(tree, "new", unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o644)
+		require.NoError(t, err)
+		unix.Close(fd)
+		unix.Close(tree)
+	}
+	require.NoError(t, b.close())
+	require.NoError(t, b.r.Close())
 }

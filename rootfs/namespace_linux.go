@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -20,9 +22,9 @@ func (e *hinted) Error() string { return e.err.Error() }
 func (e *hinted) Unwrap() error { return e.err }
 func (e *hinted) Hint() string  { return e.hint }
 
-// Namespace is a private mount namespace that one OS thread lives in. All
-// mounts of a sandbox are made there: none is ever in the host's table, and
-// all go with the last process that is in it.
+// Namespace is a private mount namespace that one OS thread lives in, for what
+// needs mounts with a path (the libcontainer engine, older kernels). None is
+// ever in the host's table, and all go with the last process that is in it.
 type Namespace struct {
 	stage string
 	work  chan func()
@@ -106,6 +108,38 @@ func (n *Namespace) Do(f func() error) error {
 	case <-n.done:
 		return fmt.Errorf("mount namespace: %w", os.ErrClosed)
 	}
+}
+
+// Attach gives the root's mounts paths in the namespace, of the root and of its
+// Mounts in their order.
+func (n *Namespace) Attach(r *Root) (root string, mounts []string, err error) {
+	at := func(name string, tree *os.File, file bool) (string, error) {
+		p := filepath.Join(n.stage, name)
+		var err error
+		if file {
+			err = os.WriteFile(p, nil, 0o600)
+		} else {
+			err = os.Mkdir(p, 0o711)
+		}
+		if err != nil {
+			return "", fmt.Errorf("make mountpoint: %w", err)
+		}
+		return p, moveTo(int(tree.Fd()), p)
+	}
+	err = n.Do(func() (err error) {
+		if root, err = at("root", r.Tree, false); err != nil {
+			return err
+		}
+		for i, m := range r.Mounts {
+			p, err := at("mount"+strconv.Itoa(i), m.Tree, m.File)
+			if err != nil {
+				return err
+			}
+			mounts = append(mounts, p)
+		}
+		return nil
+	})
+	return root, mounts, err
 }
 
 // Close ends the thread. What was mounted goes a moment later, with the last

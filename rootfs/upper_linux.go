@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,30 +20,37 @@ type Upper struct {
 	ScratchDir string `json:"scratch_dir,omitempty"` // where a disk's image lies
 }
 
-// mount makes the file system of the upper on target.
-func (u Upper) mount(target string) (notes []string, err error) {
+// mount gives a detached mount of the upper's file system.
+func (u Upper) mount() (f *os.File, notes []string, err error) {
+	fd := -1
 	switch u.Kind {
 	case "tmpfs":
-		opts := fmt.Sprintf("mode=0711,size=%d,nr_inodes=%d", u.SizeBytes, u.Inodes)
-		if err := unix.Mount("sbxrun-upper", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
-			return nil, fmt.Errorf("mount tmpfs on %q: %w", target, err)
-		}
-		return nil, nil
+		fd, err = Fsmount("tmpfs", safeAttr, [][2]string{
+			{"source", "sbxrun-upper"},
+			{"mode", "0711"},
+			{"size", strconv.FormatInt(u.SizeBytes, 10)},
+			{"nr_inodes", strconv.FormatInt(u.Inodes, 10)},
+		}...)
 	case "disk":
-		return u.mountDisk(target)
+		fd, notes, err = u.mountDisk()
+	default:
+		err = fmt.Errorf("mount upper: unknown kind %q", u.Kind)
 	}
-	return nil, fmt.Errorf("mount upper: unknown kind %q", u.Kind)
+	if err != nil {
+		return nil, notes, err
+	}
+	return os.NewFile(uintptr(fd), "upper"), notes, nil
 }
 
 // mountDisk makes an ext4 in a file without a name, on a loop device that
 // frees itself: a crash at any moment leaves nothing on disk.
-func (u Upper) mountDisk(target string) (notes []string, err error) {
+func (u Upper) mountDisk() (m int, notes []string, err error) {
 	if err := os.MkdirAll(u.ScratchDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make scratch directory: %w", err)
+		return -1, nil, fmt.Errorf("make scratch directory: %w", err)
 	}
 	fd, err := unix.Open(u.ScratchDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("make disk image in %q: %w", u.ScratchDir, err), "the state directory must be on a file system with O_TMPFILE (ext4, xfs, btrfs)"}
+		return -1, nil, &hinted{fmt.Errorf("make disk image in %q: %w", u.ScratchDir, err), "the state directory must be on a file system with O_TMPFILE (ext4, xfs, btrfs)"}
 	}
 	img := os.NewFile(uintptr(fd), "disk image")
 	defer img.Close()
@@ -55,12 +63,12 @@ func (u Upper) mountDisk(target string) (notes []string, err error) {
 		notes = append(notes, fmt.Sprintf("the disk limit is %d bytes, but only %d are free in %q", u.SizeBytes, int64(fs.Bavail)*fs.Bsize, u.ScratchDir))
 	}
 	if err := img.Truncate(size); err != nil {
-		return nil, fmt.Errorf("size disk image to %d: %w", size, err)
+		return -1, nil, fmt.Errorf("size disk image to %d: %w", size, err)
 	}
 	mkfs, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
 		if mkfs = "/sbin/mkfs.ext4"; !isFile(mkfs) {
-			return nil, &hinted{errors.New("make disk image: mkfs.ext4 not found"), "apt-get install e2fsprogs"}
+			return -1, nil, &hinted{errors.New("make disk image: mkfs.ext4 not found"), "apt-get install e2fsprogs"}
 		}
 	}
 	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-m", "0", "-N", fmt.Sprint(u.Inodes), "-O", "^has_journal,^resize_inode",
@@ -70,18 +78,21 @@ func (u Upper) mountDisk(target string) (notes []string, err error) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("make file system in disk image: %w: %s", err, strings.TrimSpace(out.String()))
+		return -1, nil, fmt.Errorf("make file system in disk image: %w: %s", err, strings.TrimSpace(out.String()))
 	}
 	loop, err := attachLoop(img)
 	if err != nil {
-		return nil, err
+		return -1, nil, err
 	}
-	defer loop.Close()                                                                                                                       // the mount holds it; with AUTOCLEAR it goes with the mount
-	if err := unix.Mount(loop.Name(), target, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOATIME, "nodiscard,noinit_itable"); err != nil { // noinit_itable: the image stays sparse
-		return nil, fmt.Errorf("mount disk image on %q: %w", target, err)
+	defer loop.Close() // the mount holds it; with AUTOCLEAR it goes with the mount
+	m, err = Fsmount("ext4", safeAttr|unix.MOUNT_ATTR_NOATIME, [][2]string{
+		{"source", loop.Name()}, {"nodiscard", ""}, {"noinit_itable", ""}, // the image stays sparse
+	}...)
+	if err != nil {
+		return -1, nil, fmt.Errorf("mount disk image: %w", err)
 	}
-	_ = unix.Rmdir(target + "/lost+found")
-	return notes, nil
+	_ = unix.Unlinkat(m, "lost+found", unix.AT_REMOVEDIR)
+	return m, notes, nil
 }
 
 func isFile(p string) bool {

@@ -37,6 +37,12 @@ const (
 	projectDir = "/work"
 )
 
+// The engines.
+const (
+	engineDirect       = "direct"
+	engineLibcontainer = "libcontainer"
+)
+
 // Dirs are the two places sbxrun writes to.
 type Dirs struct {
 	Root  string `json:"root"`  // /var/lib/sbxrun: survives reboots
@@ -130,10 +136,10 @@ func NewPlan(spec Spec, host *Host, dirs Dirs) (*Plan, error) {
 		ReadPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 	}
 	if p.Engine == "" {
-		p.Engine = "libcontainer"
+		p.Engine = engineDirect
 	}
-	if p.Engine != "libcontainer" {
-		return nil, planErr("choose engine", p.Engine, errors.New("unknown engine"), "the engine of this version is libcontainer")
+	if p.Engine != engineDirect && p.Engine != engineLibcontainer {
+		return nil, planErr("choose engine", p.Engine, errors.New("unknown engine"), "engines: direct, libcontainer")
 	}
 	if p.StopSignal == 0 {
 		p.StopSignal = int(unix.SIGTERM)
@@ -509,7 +515,10 @@ func (p *Plan) protect(_ Spec, host *Host) error {
 	if !seccompAvailable() {
 		return planErr("filter system calls", "", errors.New("the kernel has no seccomp filters"), "a kernel with CONFIG_SECCOMP_FILTER is needed")
 	}
-	p.Seccomp = seccomp.Default().Digest()
+	p.Seccomp = seccomp.DefaultDigest()
+	if len(seccomp.DefaultFilter()) == 0 || p.Seccomp == "" {
+		return planErr("filter system calls", "", errors.New("sbxrun was built without its filter"), "go generate ./seccomp; make build")
+	}
 	if host.LandlockABI >= 6 {
 		p.LandlockScoped = 3 // abstract UNIX sockets, signals
 	}

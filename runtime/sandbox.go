@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	goruntime "runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +16,7 @@ import (
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime/cgroup"
 	"github.com/sbxrun/sbxrun/runtime/engine"
+	"github.com/sbxrun/sbxrun/runtime/engine/direct"
 	"github.com/sbxrun/sbxrun/runtime/pid1"
 	"github.com/sbxrun/sbxrun/seccomp"
 )
@@ -25,10 +26,14 @@ import (
 // and writes the caller's own descriptors.
 type IO struct {
 	Stdin, Stdout, Stderr *os.File
-	// Signals are passed to the command; a second INT or TERM kills. nil is none.
-	Signals <-chan os.Signal
+	// Signals starts to listen to what is passed to the command; a second INT
+	// or TERM kills. It is called while pid 1 is at work. nil is none.
+	Signals func() <-chan os.Signal
 	// StatusFD gets a JSON line when the command started and when it ended; nil is none.
 	StatusFD *os.File
+	// NoFigures leaves out what only a report shows: the measured numbers and
+	// the limits as the kernel took them.
+	NoFigures bool
 }
 
 // stageDir is covered by a tmpfs in each supervisor's private mount namespace.
@@ -46,17 +51,16 @@ type sandbox struct {
 	slot     *slot
 	host     *cgroup.Host
 	group    *cgroup.Group
-	ns       *rootfs.Namespace
+	launched engine.Launch
+	files    engine.Files
+	begun    engine.Begun
+	ns       *rootfs.Namespace // only for libcontainer
 	root     *rootfs.Root
-	filter   seccomp.Filter
-	record   *os.File
-	initFile *os.File
-	netns    *os.File
 	status   *os.File // read end
-	lifeline *os.File // write end
 	output   *output
 	term     *terminal
 	pid      int
+	signals  <-chan os.Signal
 
 	undo []func() error
 }
@@ -96,16 +100,16 @@ func (s *sandbox) step(phase, op string, f func() error) error {
 // only where the command could not be started (then Result.ExitCode is 125,
 // 126 or 127) or where sbxrun itself failed.
 //
-// The launch, top to bottom: a slot (lock, id range, journal), a cgroup with
-// its limits, a private mount namespace with the root in it, the filter and
-// the record, then an engine that makes the namespaces and executes pid 1 in
-// them. From then on three things hold the sandbox: pid 1 dies with the
-// lifeline's other end, which only this process has; the mounts die with the
-// last process in the private namespace; the cgroup is in the journal.
+// The launch, top to bottom: a slot (lock, id range, journal), the pipes, the
+// engine begins (pid 1 makes its namespaces meanwhile), a cgroup with its
+// limits, the root as detached mounts, the filter, and the engine lets pid 1 go
+// on in them. From then on three things hold the sandbox: pid 1 dies with the
+// lifeline's other end, which only this process has; the mounts die with pid
+// 1's namespace; the cgroup is in the journal.
 func Run(ctx context.Context, plan *Plan, io IO) (*Result, error) {
 	s := &sandbox{plan: plan, io: io, id: newID()}
 	s.res = &Result{
-		SchemaVersion: SchemaVersion, ID: s.id, Name: plan.Name, StartedAt: time.Now(),
+		SchemaVersion: SchemaVersion, ID: s.id, Name: plan.Name, StartedAt: time.Now().UTC(),
 		Limits: plan.Limits, Degraded: append([]string{}, plan.Degraded...), Base: plan.Base.Name,
 		Engine: plan.Engine, PhasesMS: map[string]float64{},
 	}
@@ -162,16 +166,22 @@ func fillSetupFailure(r *Result, err error) {
 func msSince(t time.Time) float64 { return float64(time.Since(t).Microseconds()) / 1000 }
 
 func (s *sandbox) launch() error {
-	for _, v := range []struct {
+	type verb struct {
 		phase, op string
 		f         func() error
-	}{
+	}
+	begin, limit := verb{"launch", "begin launch", s.begin}, verb{"cgroup", "make cgroup", s.makeCgroup}
+	if h, err := detectCgroups(); err == nil && h.Mode == "v2" {
+		begin, limit = limit, begin // pid 1 is born in its group
+	}
+	for _, v := range []verb{
 		{"lock", "take a slot", s.takeSlot},
-		{"cgroup", "make cgroup", s.makeCgroup},
-		{"mount", "make root", s.makeRoot},
-		{"seccomp", "prepare filter", s.loadFilter},
 		{"net", "set up network", s.openNetwork},
-		{"launch", "prepare launch", s.openPipes},
+		{"launch", "open pipes", s.openPipes},
+		begin,
+		limit,
+		{"launch", "prepare launch", s.prepare},
+		{"mount", "make root", s.makeRoot},
 		{"launch", "start", s.start},
 	} {
 		if err := s.step(v.phase, v.op, v.f); err != nil {
@@ -231,35 +241,35 @@ func (s *sandbox) makeCgroup() error {
 	if s.host, err = detectCgroups(); err != nil {
 		return err
 	}
+	if s.plan.Engine == engineDirect && s.plan.CgroupParent == "" {
+		s.host = s.host.Lean(s.plan.cgroupLimits(), !s.io.NoFigures || s.plan.Limits.CPUTime > 0)
+	}
 	// Intent first: a crash between the two leaves a journal that names too
 	// much, never a cgroup that nothing names.
 	dirs, err := s.host.Paths(s.plan.CgroupParent, s.id)
 	if err != nil {
 		return err
 	}
-	if err := s.slot.write(journal{ID: s.id, Name: s.plan.Name, Pid: os.Getpid(), Cgroups: dirs, StartedAt: s.res.StartedAt}); err != nil {
+	if err := s.slot.write(journal{ID: s.id, Name: s.plan.Name, Pid: os.Getpid(), Cgroups: dirs}); err != nil {
 		return err
 	}
 	if s.group, err = s.host.Create(s.plan.CgroupParent, s.id, s.plan.cgroupLimits()); err != nil {
 		return err
 	}
 	s.push(s.group.Close)
-	s.res.Limits.Limits = s.group.Applied()
 	return nil
 }
 
 func (s *sandbox) makeRoot() error {
-	ns, err := rootfs.NewNamespace(stageDir)
-	if err != nil {
-		return err
-	}
-	s.ns = ns
-	s.push(ns.Close)
 	p := s.plan
+	userns, err := s.begun.UserNS()
+	if err != nil {
+		return s.endedEarly(err)
+	}
 	a := rootfs.Assembly{
 		Lowers: p.Base.Lowers, Binds: p.Base.Binds, Upper: p.Upper, Seeds: p.Seeds,
 		IDs: rootfs.IDMap{Base: s.slot.idBase(), Size: p.IDRange}, UID: p.UID, GID: p.GID,
-		NoIDMapOK: slices.Contains(p.MayDegrade, "idmap"),
+		NoIDMapOK: slices.Contains(p.MayDegrade, "idmap"), UserNS: userns, Stage: stageDir,
 	}
 	if p.Layer != nil {
 		a.Lowers = append([]string{p.Layer.Path}, a.Lowers...)
@@ -271,7 +281,7 @@ func (s *sandbox) makeRoot() error {
 		}
 		a.Volumes = append(a.Volumes, rootfs.VolumeMount{Source: v.Source, Target: v.Target, Mode: mode, NoIDMap: v.NoIDMap})
 	}
-	if s.root, err = ns.Assemble(a); err != nil {
+	if s.root, err = rootfs.Assemble(a); err != nil {
 		return err
 	}
 	s.push(s.root.Close)
@@ -280,12 +290,6 @@ func (s *sandbox) makeRoot() error {
 		s.res.Degraded = append(s.res.Degraded, "idmap")
 	}
 	return nil
-}
-
-func (s *sandbox) loadFilter() error {
-	var err error
-	s.filter, err = seccomp.Load(filepath.Join(s.plan.Dirs.Root, "cache"), seccomp.Default())
-	return err
 }
 
 func (s *sandbox) openNetwork() error {
@@ -307,49 +311,71 @@ func (s *sandbox) openNetwork() error {
 		f.Close()
 		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("it is the host's own"), err), Hint: "--network host says so by name, and the report too"}
 	}
-	s.netns = f
+	s.files.NetNS = f
 	s.push(f.Close)
 	return nil
 }
 
-// sealed gives a memfd with the bytes, sealed where the kernel can.
-func sealed(name string, b []byte, exec bool) (*os.File, error) {
-	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	if exec {
-		flags |= unix.MFD_EXEC // Linux 6.3: said outright where vm.memfd_noexec asks
-	} else {
-		flags |= unix.MFD_NOEXEC_SEAL
+// openPipes makes what connects this process with pid 1 and the command.
+func (s *sandbox) openPipes() error {
+	p, f := s.plan, &s.files
+	pipe := func(reader int) (r, w *os.File, err error) {
+		var fds [2]int
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			return nil, nil, fmt.Errorf("make pipe: %w", err)
+		}
+		if reader != 0 {
+			_ = unix.SetNonblock(fds[0], true)
+		}
+		r, w = os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
+		s.push(func() error { r.Close(); w.Close(); return nil }) // one of them is closed before
+		return r, w, nil
 	}
-	fd, err := unix.MemfdCreate(name, flags)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	var err error
+	if s.status, f.Status, err = pipe(unix.O_NONBLOCK); err != nil { // read by the poller, not by a thread
+		return err
 	}
-	if err != nil {
-		return nil, fmt.Errorf("make memfd %q: %w", name, err)
+	if f.Lifeline, _, err = pipe(0); err != nil {
+		return err
 	}
-	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.WriteAt(b, 0); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write memfd %q: %w", name, err)
+	if f.Init, err = pid1.Open(); err != nil {
+		return err
 	}
-	if exec {
-		if err := f.Chmod(0o555); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("chmod memfd %q: %w", name, err)
+	s.push(f.Init.Close)
+	if p.TTY {
+		if s.term, err = newTerminal(s.io, p.Stdin); err != nil {
+			return err
+		}
+		s.push(s.term.close)
+		f.Console = s.term.peer
+		return nil
+	}
+	f.Stdin, f.Stdout, f.Stderr = s.io.Stdin, s.io.Stdout, s.io.Stderr
+	for i, x := range []*os.File{f.Stdin, f.Stdout, f.Stderr} {
+		// By /proc/self/fd/0/.. a folder would lead out of the root.
+		var st unix.Stat_t
+		if x != nil && unix.Fstat(int(x.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			return &Error{Op: "use standard stream", Object: strconv.Itoa(i), Err: unix.EISDIR, Hint: "redirect it from or to a file or a pipe; -v shows a folder"}
 		}
 	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("seal memfd %q: %w", name, err)
+	if p.Limits.OutputBytes > 0 {
+		if s.output, err = newOutput(s.io, p.Limits.OutputBytes); err != nil {
+			return err
+		}
+		s.push(s.output.close)
+		f.Stdout, f.Stderr = s.output.stdoutW, s.output.stderrW
 	}
-	return f, nil
+	for _, x := range []*os.File{f.Stdin, f.Stdout, f.Stderr} {
+		ownPipe(x, int(s.slot.idBase()+p.UID), int(s.slot.idBase()+p.GID))
+	}
+	return nil
 }
 
-func (s *sandbox) openPipes() error {
+// record is what pid 1 starts the command from.
+func (s *sandbox) record() (*pid1.Record, error) {
 	p := s.plan
-	rec := pid1.Record{
-		Filter: s.filter, TTY: p.TTY, LandlockScoped: p.LandlockScoped, Candidates: p.candidates(),
+	rec := &pid1.Record{
+		Filter: seccomp.DefaultFilter(), TTY: p.TTY, LandlockScoped: p.LandlockScoped, Candidates: p.candidates(),
 	}
 	for _, b := range p.Argv {
 		rec.Argv = append(rec.Argv, string(b))
@@ -358,9 +384,16 @@ func (s *sandbox) openPipes() error {
 		rec.Env = append(rec.Env, string(b))
 	}
 	for _, r := range p.Rlimits {
+		rec.Rlimits = append(rec.Rlimits, pid1.Rlimit{Resource: uint32(rlimitNumbers[r.Name]), Soft: r.Soft, Hard: r.Hard})
+	}
+	return rec, nil
+}
+
+// raiseLimits makes room for hard limits above this process's: nothing inside
+// may raise one, ours is what pid 1 inherits.
+func (s *sandbox) raiseLimits() error {
+	for _, r := range s.plan.Rlimits {
 		nr := rlimitNumbers[r.Name]
-		rec.Rlimits = append(rec.Rlimits, pid1.Rlimit{Resource: uint32(nr), Soft: r.Soft, Hard: r.Hard})
-		// Nothing inside may raise a hard limit: ours is what it inherits.
 		var own unix.Rlimit
 		if err := unix.Getrlimit(nr, &own); err == nil && r.Hard > own.Max {
 			own.Max = r.Hard
@@ -369,100 +402,135 @@ func (s *sandbox) openPipes() error {
 			}
 		}
 	}
-	b, err := rec.Encode()
-	if err != nil {
-		return err
-	}
-	if s.record, err = sealed("sbxrun-record", b, false); err != nil {
-		return err
-	}
-	s.push(s.record.Close)
-	if s.initFile, err = sealed("sbxrun-init", pid1.Binary, true); err != nil {
-		return err
-	}
-	s.push(s.initFile.Close)
 	return nil
 }
 
-func (s *sandbox) start() error {
-	p := s.plan
-	statusR, statusW, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("make pipe: %w", err)
+// begin lets the engine start what needs no root and no group yet.
+func (s *sandbox) begin() error {
+	p, l := s.plan, &s.launched
+	if err := s.raiseLimits(); err != nil {
+		return err
 	}
-	defer statusW.Close()
-	s.status = statusR
-	s.push(statusR.Close)
-	lifeR, lifeW, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("make pipe: %w", err)
-	}
-	defer lifeR.Close()
-	s.lifeline = lifeW
-	s.push(lifeW.Close)
-
-	l := &engine.Launch{
-		ID: s.id, Hostname: p.Hostname, Rootfs: s.root.Path, StateDir: filepath.Join(stageDir, "engine"),
+	*l = engine.Launch{
+		ID: s.id, Hostname: p.Hostname, StateDir: filepath.Join(stageDir, "engine"),
 		ReadOnly: p.ReadOnly, MaskPaths: p.Masked, ReadonlyPaths: p.ReadPaths,
-		IDBase: s.slot.idBase(), IDSize: p.IDRange, UID: p.UID, GID: p.GID, Cwd: p.Cwd,
-		CgroupPath: s.group.LibcontainerPath(), TTY: p.TTY,
+		IDBase: s.slot.idBase(), IDSize: p.IDRange, UID: p.UID, GID: p.GID, Cwd: p.Cwd, TTY: p.TTY, Mounts: p.Mounts,
 	}
 	if l.Hostname == "" {
 		l.Hostname = s.id
 	}
-	for _, m := range s.root.Mounts {
+	switch {
+	case p.Network == "host":
+		l.NetNS = "host"
+	case s.files.NetNS != nil:
+		l.NetNS = "fd"
+	}
+	if p.TTY {
+		l.Rows, l.Cols = s.term.rows, s.term.cols
+	}
+	if s.group != nil { // v2
+		dir, err := s.group.DirFD()
+		if err != nil {
+			return err
+		}
+		s.push(dir.Close)
+		s.files.Cgroup = dir
+	}
+	var eng engine.Engine = direct.Engine{}
+	if p.Engine == engineLibcontainer {
+		ns, err := rootfs.NewNamespace(stageDir)
+		if err != nil {
+			return err
+		}
+		s.ns = ns
+		s.push(ns.Close)
+		eng = engine.OCI{Spawn: ns.Do}
+	}
+	var err error
+	if s.begun, err = eng.Begin(l, s.files); err != nil {
+		return err
+	}
+	s.push(s.begun.Abort)
+	return nil
+}
+
+// prepare gives the engine what it can do before there is a root.
+func (s *sandbox) prepare() error {
+	l := &s.launched
+	l.CgroupPath = s.group.LibcontainerPath()
+	if s.ns == nil {
+		tasks, err := s.group.Tasks()
+		if err != nil {
+			return err
+		}
+		for _, t := range tasks {
+			defer t.Close()
+		}
+		l.CgroupTasks = tasks
+	}
+	return s.endedEarly(s.begun.Prepare(l))
+}
+
+// start lets pid 1 go on in the finished root.
+func (s *sandbox) start() error {
+	l := &s.launched
+	l.Root = s.root.Tree
+	paths := make([]string, len(s.root.Mounts))
+	if s.ns != nil {
+		var err error
+		if l.Rootfs, paths, err = s.ns.Attach(s.root); err != nil {
+			return err
+		}
+	}
+	var binds []engine.Mount
+	for i, m := range s.root.Mounts {
 		flags := uintptr(unix.MS_BIND | unix.MS_REC | unix.MS_NOSUID | unix.MS_NODEV)
 		if m.ReadOnly {
 			flags |= unix.MS_RDONLY
 		}
-		l.Mounts = append(l.Mounts, engine.Mount{Type: "bind", Source: m.Source, Target: m.Target, Flags: flags})
+		binds = append(binds, engine.Mount{Type: "bind", Source: paths[i], Target: m.Target, Flags: flags, Tree: m.Tree, File: m.File, Base: i < len(s.plan.Base.Binds)})
 	}
-	l.Mounts = append(append([]engine.Mount{}, p.Mounts...), l.Mounts...)
-
-	f := engine.Files{Init: s.initFile, Record: s.record, Status: statusW, Lifeline: lifeR, NetNS: s.netns}
-	switch {
-	case p.Network == "host":
-		l.NetNS = "host"
-	case s.netns != nil:
-		l.NetNS = "fd"
+	rec, err := s.record()
+	if err != nil {
+		return err
 	}
-	if p.TTY {
-		if s.term, err = newTerminal(s.io, p.Stdin); err != nil {
-			return err
-		}
-		s.push(s.term.close)
-		f.Console = s.term.peer
-		l.Rows, l.Cols = s.term.rows, s.term.cols
-	} else {
-		f.Stdin, f.Stdout, f.Stderr = s.io.Stdin, s.io.Stdout, s.io.Stderr
-		if p.Limits.OutputBytes > 0 {
-			if s.output, err = newOutput(s.io, p.Limits.OutputBytes); err != nil {
-				return err
-			}
-			s.push(s.output.close)
-			f.Stdout, f.Stderr = s.output.stdoutW, s.output.stderrW
-		}
-		for _, x := range []*os.File{f.Stdin, f.Stdout, f.Stderr} {
-			ownPipe(x, int(s.slot.idBase()+p.UID), int(s.slot.idBase()+p.GID))
-		}
-	}
-	var eng engine.Engine = engine.OCI{}
-	pid, err := eng.Start(l, f, s.ns.Do)
+	pid, err := s.begun.Start(l, binds, rec)
 	if s.output != nil {
 		s.output.started()
 	}
 	if err != nil {
-		return &Error{Op: "launch with engine", Object: p.Engine, Err: err, Hint: launchHint(err)}
+		return s.endedEarly(err)
 	}
 	s.pid = pid
 	s.push(s.reap)
-	if s.term != nil {
-		if err := s.term.receive(); err != nil {
-			return err
+	s.files.Status.Close() // pid 1's copy is the last: its end is ours to see
+	s.files.Lifeline.Close()
+	if s.io.Signals != nil {
+		s.signals = s.io.Signals()
+	}
+	return s.root.Detach() // pid 1 has them
+}
+
+// endedEarly finds the reason of an engine's failure: where pid 1 ended, it is
+// in its last message.
+func (s *sandbox) endedEarly(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, engine.ErrEnded) {
+		_ = s.begun.Abort() // it is dead: nothing more will come
+		s.files.Status.Close()
+		if m, rerr := pid1.ReadMessage(s.status); rerr == nil {
+			if e := s.begun.Explain(m); e != nil {
+				err = e
+			}
 		}
 	}
-	goruntime.KeepAlive(f)
-	return nil
+	hint := HintOf(err)
+	if hint == "" {
+		hint = launchHint(err)
+	}
+	return &Error{Op: "launch with engine", Object: s.plan.Engine, Stage: "launch", Err: err, Hint: hint}
 }
 
 // ownPipe lets the command reopen /dev/stdout and its like: an anonymous pipe

@@ -2,9 +2,7 @@ package runtime
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +10,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strconv"
-	"time"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -33,11 +31,29 @@ const (
 // locked, and is written before what it names exists. Nothing in it can be
 // changed by the workload.
 type journal struct {
-	ID        string    `json:"id"`
-	Name      string    `json:"name,omitempty"`
-	Pid       int       `json:"pid"`
-	Cgroups   []string  `json:"cgroups"`
-	StartedAt time.Time `json:"started_at"`
+	ID, Name string
+	Pid      int
+	Cgroups  []string
+}
+
+// encode gives the journal as strings that each end with a NUL: a schema, id,
+// name, pid, cgroups. What lacks its end was torn by a crash.
+func (j *journal) encode() []byte {
+	parts := append([]string{"1", j.ID, j.Name, strconv.Itoa(j.Pid)}, j.Cgroups...)
+	return []byte(strings.Join(append(parts, "."), "\x00") + "\x00")
+}
+
+func parseJournal(b []byte) *journal {
+	parts := strings.Split(string(b), "\x00")
+	n := len(parts)
+	if n < 6 || parts[0] != "1" || parts[n-1] != "" || parts[n-2] != "." {
+		return nil
+	}
+	pid, err := strconv.Atoi(parts[3])
+	if err != nil {
+		return nil
+	}
+	return &journal{ID: parts[1], Name: parts[2], Pid: pid, Cgroups: parts[4 : n-2]}
 }
 
 // slot is a number that no other live sandbox has; the id range derives from it.
@@ -54,10 +70,14 @@ func (s *slot) idBase() uint32 { return idRangeStart + uint32(s.n)*idRangeSize }
 // that is tried again.
 func lockFile(path string) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, err
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
+		if err != nil {
+			return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		f := os.NewFile(uintptr(fd), path)
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
@@ -115,26 +135,17 @@ func (s *slot) heal() (*journal, error) {
 
 func readJournal(f *os.File) (*journal, error) {
 	b, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<20))
-	if err != nil || len(b) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	var j journal
-	if err := json.Unmarshal(b, &j); err != nil {
-		// Torn by a crash while it was written: nothing was made after it.
-		return nil, nil //nolint:nilerr // see above
-	}
-	return &j, nil
+	return parseJournal(b), nil // torn by a crash while it was written: nothing was made after it
 }
 
 func (s *slot) write(j journal) error {
-	b, err := json.Marshal(j)
-	if err != nil {
-		return err
-	}
 	if err := s.file.Truncate(0); err != nil {
 		return err
 	}
-	_, err = s.file.WriteAt(b, 0)
+	_, err := s.file.WriteAt(j.encode(), 0)
 	return err
 }
 
@@ -163,8 +174,11 @@ func lockName(state, name string) (*slot, error) {
 
 func newID() string {
 	var b [6]byte
-	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
-	return hex.EncodeToString(b[:])
+	for {
+		if n, _ := unix.Getrandom(b[:], 0); n == len(b) { // fails only for a moment, early at boot
+			return hex.EncodeToString(b[:])
+		}
+	}
 }
 
 // healSlots heals every slot that nobody holds and that has content: its

@@ -62,7 +62,15 @@ func (s *sandbox) supervise(ctx context.Context) error {
 		}
 		return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 ended without a word")}
 	}
+	if s.term != nil { // pid 1 sent the master before it started the command
+		if err := s.term.receive(); err != nil {
+			return err
+		}
+	}
 	s.res.PhasesMS["launch"] += msSince(start)
+	if err := s.group.Watch(); err != nil {
+		return err
+	}
 	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
 
 	o := s.wait(ctx, msgs, gone)
@@ -146,7 +154,7 @@ func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-cha
 			grace = timer(s.plan.StopTimeout)
 		case <-grace:
 			kill(ReasonCanceled)
-		case sig := <-s.io.Signals:
+		case sig := <-s.signals:
 			s.forward(sig, &o, kill)
 		}
 	}
@@ -194,6 +202,9 @@ func (s *sandbox) cpuCheckIn(limit time.Duration) time.Duration {
 // executable, 125 ours.
 func (s *sandbox) execError(m pid1.Message) error {
 	argv0 := string(s.plan.Argv[0])
+	if err := s.begun.Explain(m); err != nil {
+		return &Error{Op: "launch with engine", Object: s.plan.Engine, Stage: "launch", Err: err, Hint: HintOf(err), Code: 125}
+	}
 	e := &Error{Op: m.Stage.String(), Object: argv0, Stage: "exec", Err: m.Errno, Code: 125}
 	switch m.Stage {
 	case pid1.StageInterpreter:
@@ -221,19 +232,22 @@ func (s *sandbox) execError(m pid1.Message) error {
 }
 
 func (s *sandbox) oomKilled() bool {
-	u, err := s.group.Usage()
-	return err == nil && u.OOMKills != nil && *u.OOMKills > 0
+	n := s.group.Events().OOMKills
+	return n != nil && *n > 0
 }
 
 // measure fills in the numbers. What could not be read stays nil.
 func (s *sandbox) measure(o *outcome) {
 	r := s.res
-	if u, err := s.group.Usage(); err == nil {
+	u := s.group.Events()
+	if !s.io.NoFigures {
+		u = s.group.Usage()
 		fillUsage(r, u)
-		o.oom = u.OOMKills != nil && *u.OOMKills > 0
-		if u.PidsMaxHits != nil {
-			o.pidsHits = int64(*u.PidsMaxHits)
-		}
+		r.Limits.Limits = s.group.Applied()
+	}
+	o.oom = u.OOMKills != nil && *u.OOMKills > 0
+	if u.PidsMaxHits != nil {
+		o.pidsHits = int64(*u.PidsMaxHits)
 	}
 	if o.haveWait {
 		r.CtxVoluntary, r.CtxInvoluntary = &o.voluntary, &o.involun

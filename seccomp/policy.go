@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,9 +72,6 @@ type Policy struct {
 	deflt   Action // for calls the tables know
 	unknown Action // for calls newer than the tables: ENOSYS, so that callers fall back
 	foreign Action // for other architectures' calls
-
-	digestOnce sync.Once
-	digest     string
 }
 
 // Rules gives a copy of the rules, ordered by name and then by precedence.
@@ -119,18 +115,15 @@ func argsString(args []Arg) string {
 const compilerVersion = "2"
 
 // Digest identifies the policy and what it compiles to on this architecture:
-// "sha256:…". It is asked for several times at every launch and worked out once.
-func (p *Policy) Digest() string {
-	p.digestOnce.Do(func() { p.digest = p.workOutDigest() })
-	return p.digest
-}
+// "sha256:…".
+func (p *Policy) Digest() string { return p.digestFor(native) }
 
-func (p *Policy) workOutDigest() string {
+func (p *Policy) digestFor(t *arch) string {
 	b := make([]byte, 0, 32<<10)
 	str := func(s string) { b = append(append(b, s...), 0) }
 	num := func(v uint64) { b = binary.LittleEndian.AppendUint64(b, v) }
 	str(compilerVersion)
-	str(native.name)
+	str(t.name)
 	for _, a := range []Action{p.deflt, p.unknown, p.foreign} {
 		num(uint64(a))
 	}
@@ -145,7 +138,7 @@ func (p *Policy) workOutDigest() string {
 		}
 	}
 	// The table decides which numbers are unknown.
-	for _, n := range native.numbers {
+	for _, n := range t.numbers {
 		str(n.name)
 		b = binary.LittleEndian.AppendUint32(b, n.nr)
 	}

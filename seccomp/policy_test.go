@@ -430,3 +430,17 @@ func sortedKeys(m map[string]bool) []string {
 	sort.Strings(k)
 	return k
 }
+
+func TestBakedFilter(t *testing.T) {
+	for _, a := range []*arch{amd64, arm64} {
+		p := build(a)
+		f, err := p.compile(a)
+		require.NoError(t, err)
+		golden(t, "baked_"+a.name+".bpf", string(f))
+		golden(t, "baked_"+a.name+".digest", p.digestFor(a))
+	}
+	require.Equal(t, Default().Digest(), DefaultDigest())
+	want, err := Default().Compile()
+	require.NoError(t, err)
+	require.Equal(t, want, DefaultFilter())
+}

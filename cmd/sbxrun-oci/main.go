@@ -1,5 +1,6 @@
-// sbxrun-oci carries the libcontainer engine. It is started by sbxrun with a
-// launch on descriptor 3 and is no program for people.
+// sbxrun-oci carries what sbxrun must not initialise at every launch: the
+// libcontainer engine, the unpacking of images, the proxy of bakes. It is started by sbxrun,
+// with a request on descriptor 3, and is no program for people.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
 	"github.com/sbxrun/sbxrun/runtime/engine"
 	"github.com/sbxrun/sbxrun/runtime/engine/libcontainer"
 )
@@ -21,6 +23,9 @@ func init() {
 }
 
 func main() {
+	if len(os.Args) == 2 && (os.Args[1] == ask.AddBaseVerb || os.Args[1] == ask.EgressVerb) {
+		os.Exit(answer(os.Args[1]))
+	}
 	if len(os.Args) != 2 || os.Args[1] != "launch" {
 		fmt.Fprintln(os.Stderr, "sbxrun-oci: started by sbxrun, not by hand (see sbxrun --help)")
 		os.Exit(125)
@@ -53,10 +58,9 @@ func launch() (int, error) {
 	return libcontainer.Start(&l, engine.Files{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Init:     os.NewFile(engine.OCIInitFD, "init"),
-		Record:   os.NewFile(engine.OCIRecordFD, "record"),
 		Status:   os.NewFile(engine.OCIStatusFD, "status"),
 		Lifeline: os.NewFile(engine.OCILifelineFD, "lifeline"),
 		Console:  os.NewFile(engine.OCIConsoleFD, "console"),
 		NetNS:    os.NewFile(engine.OCINetNSFD, "netns"),
-	})
+	}, os.NewFile(engine.OCIRecordFD, "record"))
 }

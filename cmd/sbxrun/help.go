@@ -1,10 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
-	"github.com/spf13/pflag"
+	"github.com/sbxrun/sbxrun/runtime"
 )
 
 func help(u *ui, args []string) int {
@@ -46,7 +47,7 @@ func helpText(v *verb) string {
 		b.WriteString("\n" + v.long + "\n")
 	}
 	c := newCommand(newUI(), v)
-	b.WriteString("\nFlags:\n" + c.flags.FlagUsagesWrapped(100))
+	b.WriteString("\nFlags:\n" + c.flags.Usages(100))
 	return b.String()
 }
 
@@ -85,10 +86,8 @@ func markdown() string {
 		b.WriteString("\n```\n")
 		c := newCommand(newUI(), v)
 		// The directories depend on the caller's variables.
-		for n, d := range map[string]string{"root": "/var/lib/sbxrun", "state": "/run/sbxrun"} {
-			c.flags.Lookup(n).DefValue = d
-		}
-		b.WriteString(c.flags.FlagUsagesWrapped(100) + "```\n")
+		c.dirs = runtime.Dirs{Root: "/var/lib/sbxrun", State: "/run/sbxrun"}
+		b.WriteString(c.flags.Usages(100) + "```\n")
 	}
 	b.WriteString(exitCodes)
 	return b.String()
@@ -111,25 +110,15 @@ const exitCodes = `
 Codes can collide with the command's own; the report (` + "`--report`" + `) is the authority.
 `
 
-func flagProblem(err error) string {
-	s := err.Error()
-	s = strings.TrimPrefix(s, "invalid argument ")
-	if i := strings.Index(s, " for \""); strings.HasPrefix(s, `"`) && i > 0 {
-		s = "invalid value " + s
-	}
-	return strings.NewReplacer("unknown flag: ", "unknown flag ", "unknown shorthand flag: ", "unknown flag ").Replace(s)
-}
-
-func flagHint(f *pflag.FlagSet, err error, v *verb) string {
-	s := err.Error()
-	if i := strings.Index(s, "unknown flag: --"); i >= 0 {
-		word := strings.SplitN(s[i+len("unknown flag: --"):], "=", 2)[0]
+func flagHint(f *flagSet, err error, v *verb) string {
+	var unknown *unknownFlag
+	if errors.As(err, &unknown) && unknown.name != "" {
 		best, dist := "", 4
-		f.VisitAll(func(x *pflag.Flag) {
-			if d := distance(word, x.Name); d < dist && !x.Hidden {
-				best, dist = x.Name, d
+		for _, o := range f.Sorted() {
+			if d := distance(unknown.name, o.name); d < dist {
+				best, dist = o.name, d
 			}
-		})
+		}
 		if best != "" {
 			return "did you mean --" + best + "?"
 		}

@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/envs"
@@ -55,9 +53,11 @@ type sizeValueHolder = int64
 
 // notYet are flags of docker's that a caller may bring along and that this
 // version cannot honour: refused, never ignored.
-var notYet = map[string]string{
-	"publish": "ports cannot be published in this version", "secret": "secrets are not in this version: use a read-only volume",
-	"dns": "there is no network mode with DNS in this version", "cap-add": "no sandbox has capabilities",
+var notYet = []struct{ name, short, why string }{
+	{"publish", "p", "ports cannot be published in this version"},
+	{"secret", "", "secrets are not in this version: use a read-only volume"},
+	{"dns", "", "there is no network mode with DNS in this version"},
+	{"cap-add", "", "no sandbox has capabilities"},
 }
 
 func runVerb() *verb {
@@ -83,7 +83,7 @@ func planVerb() *verb {
 		long:  "An environment that is not baked yet is named, not baked.",
 		setup: func(c *command) {
 			o := declareRun(c)
-			c.flags.BoolVar(&o.json, "json", false, "print JSON")
+			c.flags.BoolVar(&o.json, "json", "print JSON")
 			c.opts = o
 		},
 		run: func(c *command, args []string) (int, error) {
@@ -91,7 +91,7 @@ func planVerb() *verb {
 			if err := o.load(c); err != nil {
 				return 2, err
 			}
-			p, err := o.plan(context.Background(), c, args, true)
+			p, _, err := o.prepare(nil, c, args, true)
 			if err != nil {
 				return 1, err
 			}
@@ -111,7 +111,7 @@ func planVerb() *verb {
 
 func declareRun(c *command) *runOptions {
 	o := &runOptions{status: -1}
-	f := c.flags
+	f := &c.flags
 	o.declareRecipe(f)
 	size := func(v *int64, name, short, what string, unlimited bool) {
 		f.VarP(sizeValue{v, unlimited}, name, short, what)
@@ -125,29 +125,29 @@ func declareRun(c *command) *runOptions {
 	size(&o.memorySwap, "memory-swap", "", "memory plus swap, -1 is unlimited swap (default: the memory limit, no swap)", true)
 	f.StringVar(&o.cpus, "cpus", "", "CPUs, as 0.5 or 2 (default 1)")
 	f.StringVar(&o.cpuset, "cpuset-cpus", "", "CPUs to run on, as 0-1 or 0,2")
-	f.Int64Var(&o.pids, "pids-limit", 0, "processes and threads, -1 is no limit (default 256)")
-	f.StringArrayVar(&o.ulimits, "ulimit", nil, "`name=soft[:hard]` of setrlimit(2) (default nofile=1024, core=0, memlock=65536)")
+	f.Int64Var(&o.pids, "pids-limit", "processes and threads, -1 is no limit (default 256)")
+	f.ListVar(&o.ulimits, "ulimit", "`name=soft[:hard]` of setrlimit(2) (default nofile=1024, core=0, memlock=65536)")
 	size(&o.shmSize, "shm-size", "", "size of /dev/shm (default 64m)", false)
 	size(&o.disk, "disk", "", "what may be written to the root; above half of the memory it lies on disk (default: half of the memory limit, at most 1g)", false)
-	f.Int64Var(&o.inodes, "inodes", 0, "files that may be made in the root (default: one per 4k of --disk)")
-	f.StringArrayVarP(&o.volumes, "volume", "v", nil, "`source:target[:ro|rw|O]`: show a host path; O is copy-on-write")
-	f.StringArrayVar(&o.mounts, "mount", nil, "`type=bind|tmpfs,source=…,target=…[,readonly]`")
-	f.StringArrayVar(&o.tmpfs, "tmpfs", nil, "`target[:size=…,mode=…,exec]`: a file system in memory")
-	f.BoolVar(&o.readOnly, "read-only", false, "read-only root; /tmp, /run, /var/tmp and /dev/shm stay writable")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "`KEY=VALUE`, or KEY for the caller's own value")
-	f.StringArrayVar(&o.envFiles, "env-file", nil, "`file` of KEY=VALUE lines")
+	f.Int64Var(&o.inodes, "inodes", "files that may be made in the root (default: one per 4k of --disk)")
+	f.ListVarP(&o.volumes, "volume", "v", "`source:target[:ro|rw|O]`: show a host path; O is copy-on-write")
+	f.ListVar(&o.mounts, "mount", "`type=bind|tmpfs,source=…,target=…[,readonly]`")
+	f.ListVar(&o.tmpfs, "tmpfs", "`target[:size=…,mode=…,exec]`: a file system in memory")
+	f.BoolVar(&o.readOnly, "read-only", "read-only root; /tmp, /run, /var/tmp and /dev/shm stay writable")
+	f.ListVarP(&o.env, "env", "e", "`KEY=VALUE`, or KEY for the caller's own value")
+	f.ListVar(&o.envFiles, "env-file", "`file` of KEY=VALUE lines")
 	f.StringVarP(&o.workdir, "workdir", "w", "", "working `directory` inside (default /work with a project, else the user's home)")
 	f.StringVarP(&o.user, "user", "u", "", "`uid[:gid]` or name[:group] inside (default 1000:1000); never the host's")
 	f.StringVar(&o.userns, "userns", "", "auto, the default: a user namespace and an id range of its own")
-	f.StringArrayVar(&o.capAdd, "cap-add", nil, "refused: no sandbox has capabilities")
-	f.StringArrayVar(&o.capDrop, "cap-drop", nil, "accepted: all are dropped anyway")
-	f.StringArrayVar(&o.securityOpt, "security-opt", nil, "no-new-privileges is accepted: it is always on")
+	f.ListVar(&o.capAdd, "cap-add", "refused: no sandbox has capabilities")
+	f.ListVar(&o.capDrop, "cap-drop", "accepted: all are dropped anyway")
+	f.ListVar(&o.securityOpt, "security-opt", "no-new-privileges is accepted: it is always on")
 	f.StringVar(&o.network, "network", "none", "none (lo only), host, or ns:`path` of a network namespace")
 	f.StringVar(&o.hostname, "hostname", "", "host `name` inside (default: the sandbox's id)")
 	f.StringVar(&o.name, "name", "", "a `name`, unique among live sandboxes")
-	f.StringArrayVar(&o.labels, "label", nil, "`key=value` for people and tools")
-	f.BoolVarP(&o.interactive, "interactive", "i", false, "with -t: pass standard input on (without -t it always is)")
-	f.BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal of its own")
+	f.ListVar(&o.labels, "label", "`key=value` for people and tools")
+	f.BoolVarP(&o.interactive, "interactive", "i", "with -t: pass standard input on (without -t it always is)")
+	f.BoolVarP(&o.tty, "tty", "t", "give the command a terminal of its own")
 	f.StringVar(&o.stopSignal, "stop-signal", "TERM", "`signal` that asks the command to stop")
 	f.Var(durationValue{&o.stopTimeout}, "stop-timeout", "grace before it is killed then (default 10s)")
 	f.Var(durationValue{&o.wall}, "timeout", "wall time limit: killed, exit code 124")
@@ -157,17 +157,13 @@ func declareRun(c *command) *runOptions {
 	size(&o.fsize, "fsize", "", "limit of a single file's size (RLIMIT_FSIZE)", false)
 	size(&o.output, "output-limit", "", "limit of standard output plus standard error: killed, exit code 137", false)
 	f.StringVar(&o.cgroupParent, "cgroup-parent", "", "cgroup `path` to lie in (default: sbxrun in the caller's own)")
-	f.StringVar(&o.engine, "engine", "libcontainer", "what makes the namespaces")
-	f.StringArrayVar(&o.degrade, "degrade", nil, "run without this protection where the host lacks it (idmap); the report lists it")
-	f.BoolVarP(&c.quiet, "quiet", "q", false, "no progress")
-	for name, why := range notYet {
-		if f.Lookup(name) == nil {
-			short := ""
-			if name == "publish" {
-				short = "p"
-			}
-			f.StringArrayP(name, short, nil, why)
-			_ = f.MarkHidden(name)
+	f.StringVar(&o.engine, "engine", "direct", "what makes the namespaces: direct, or libcontainer (the reference, slower)")
+	f.ListVar(&o.degrade, "degrade", "run without this protection where the host lacks it (idmap); the report lists it")
+	f.BoolVarP(&c.quiet, "quiet", "q", "no progress")
+	for _, n := range notYet {
+		if f.Lookup(n.name) == nil { // --cap-add is in the help
+			f.ListVarP(new([]string), n.name, n.short, n.why)
+			f.Lookup(n.name).hidden = true
 		}
 	}
 	return o
@@ -178,16 +174,16 @@ func (o *runOptions) load(c *command) error {
 	if o.file == "" {
 		return nil
 	}
-	err := applyFile(c.flags, o.file)
+	err := applyFile(&c.flags, o.file)
 	c.ui.quiet = c.quiet
 	return err
 }
 
 // check refuses what cannot be honoured.
-func (o *runOptions) check(f *pflag.FlagSet) error {
-	for name, why := range notYet {
-		if x := f.Lookup(name); x != nil && x.Changed {
-			return usage(why, "--%s: not supported", name)
+func (o *runOptions) check(f *flagSet) error {
+	for _, n := range notYet {
+		if f.Changed(n.name) {
+			return usage(n.why, "--%s: not supported", n.name)
 		}
 	}
 	for _, s := range o.securityOpt {
@@ -346,14 +342,9 @@ func unsafeProject(dir string) bool {
 	return false
 }
 
-// plan does all that comes before a sandbox, the bake too unless dry.
-func (o *runOptions) plan(ctx context.Context, c *command, args []string, dry bool) (*runtime.Plan, error) {
-	p, _, err := o.prepare(ctx, c, args, dry)
-	return p, err
-}
-
-func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry bool) (*runtime.Plan, envs.Phases, error) {
-	if err := o.check(c.flags); err != nil {
+// prepare does all that comes before a sandbox, the bake too unless dry.
+func (o *runOptions) prepare(sigs *signals, c *command, args []string, dry bool) (*runtime.Plan, envs.Phases, error) {
+	if err := o.check(&c.flags); err != nil {
 		return nil, nil, err
 	}
 	if len(args) == 0 {
@@ -409,9 +400,18 @@ func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry
 			env = &envs.Env{Digest: "(not baked yet)", Vars: []string{"VIRTUAL_ENV=" + envs.EnvDir}}
 		}
 	case o.requirements != "":
-		// Bad input is refused before minutes of baking.
-		if _, err = runtime.NewPlan(spec, host, c.dirs); err == nil {
-			env, phases, err = mgr.Ensure(ctx, o.recipe(spec.Base))
+		start := time.Now()
+		env, err = mgr.Find(o.recipe(spec.Base))
+		if err == nil && env == nil {
+			// Bad input is refused before minutes of baking.
+			if _, err = runtime.NewPlan(spec, host, c.dirs); err == nil {
+				err = sigs.during(func(ctx context.Context) (err error) {
+					env, phases, err = mgr.Ensure(ctx, o.recipe(spec.Base))
+					return err
+				})
+			}
+		} else {
+			phases["resolve"] = float64(time.Since(start).Microseconds()) / 1000
 		}
 	}
 	if err != nil {
@@ -426,10 +426,7 @@ func (o *runOptions) prepare(ctx context.Context, c *command, args []string, dry
 
 func run(c *command, o *runOptions, args []string) (code int, err error) {
 	start := time.Now()
-	sigs := make(chan os.Signal, 16)
-	signal.Notify(sigs, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT)
-	signal.Ignore(unix.SIGPIPE)
-
+	var sigs signals
 	if err := o.load(c); err != nil {
 		c.ui.error(err)
 		reportUsage(c, err)
@@ -439,34 +436,13 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	if err != nil {
 		return 125, err
 	}
-	// A signal before there is a sandbox ends the bake.
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	var early os.Signal
-	watched, unwatch := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(watched)
-		for {
-			select {
-			case s := <-sigs:
-				if s == unix.SIGINT || s == unix.SIGTERM || s == unix.SIGHUP || s == unix.SIGQUIT {
-					early = s
-					cancel()
-				}
-			case <-unwatch:
-				return
-			}
-		}
-	}()
-	plan, phases, err := o.prepare(ctx, c, args, false)
-	close(unwatch)
-	<-watched
+	plan, phases, err := o.prepare(&sigs, c, args, false)
 	c.ui.Done()
 	var res *runtime.Result
 	switch {
-	case early != nil:
-		res = runtime.SetupFailed(fmt.Errorf("canceled by %s: %w", unix.SignalName(early.(unix.Signal)), context.Canceled))
-		res.ExitCode = 128 + int(early.(unix.Signal))
+	case sigs.early != nil:
+		res = runtime.SetupFailed(fmt.Errorf("canceled by %s: %w", unix.SignalName(sigs.early.(unix.Signal)), context.Canceled))
+		res.ExitCode = 128 + int(sigs.early.(unix.Signal))
 		err = errors.New(res.Message)
 	case err != nil:
 		res = runtime.SetupFailed(err)
@@ -479,7 +455,7 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 			res.Stage = "bake"
 		}
 	default:
-		io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs}
+		io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs.listen, NoFigures: o.report == ""}
 		if o.status >= 0 {
 			unix.CloseOnExec(o.status)
 			io.StatusFD = os.NewFile(uintptr(o.status), "json-status-fd")

@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
+	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
 	"github.com/sbxrun/sbxrun/envs"
-	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
 )
@@ -47,28 +46,15 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	spec.Limits.WallTime = job.Timeout
 	spec.Limits.Ulimits = []runtime.Rlimit{{Name: "nofile", Soft: 8192, Hard: 8192}}
 	if len(job.AllowHosts) > 0 {
-		ns, err := netns.New()
-		if err != nil {
-			return res, err
-		}
-		defer ns.Close()
-		l, err := ns.Listen("tcp", proxyAddress)
-		if err != nil {
-			return res, err
-		}
-		var mu sync.Mutex
 		// The hosts come from the user's configuration: a company's index may
 		// well be in a private range. Loopback and link-local stay refused.
 		allow := append([]string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"}, job.AllowHosts...)
-		e := netns.Serve(l, allow, nil, func(ev netns.Event) {
-			mu.Lock()
-			defer mu.Unlock()
-			if !ev.Allowed && ev.Rule == "not in the list" && len(res.Denied) < 8 && !strings.Contains(strings.Join(res.Denied, " "), ev.Host) {
-				res.Denied = append(res.Denied, ev.Host)
-			}
-		})
-		defer e.Close()
-		spec.Network = "ns:" + ns.Path()
+		ns, denied, err := openEgress(ask.Egress{Listen: proxyAddress, Allow: allow})
+		if err != nil {
+			return res, err
+		}
+		defer func() { res.Denied = denied() }()
+		spec.Network = "ns:" + ns
 		for _, k := range []string{"HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"} {
 			spec.Env = append(spec.Env, k+"=http://"+proxyAddress)
 		}
@@ -97,6 +83,38 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 		res.Reason = string(rr.Reason)
 	}
 	return res, nil
+}
+
+// openEgress has sbxrun-oci make a network namespace with a proxy and gives
+// its path. denied ends it and gives the hosts that were refused.
+func openEgress(req ask.Egress) (ns string, denied func() []string, err error) {
+	call, err := ask.Start(ask.EgressVerb, req)
+	if err != nil {
+		return "", nil, err
+	}
+	first, err := call.Next()
+	if err != nil {
+		return "", nil, errors.Join(err, call.Close())
+	}
+	var hosts []string
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for {
+			r, err := call.Next()
+			if err != nil { // it ends when it is told to
+				return
+			}
+			if len(hosts) < 8 && !slices.Contains(hosts, r.Denied) {
+				hosts = append(hosts, r.Denied)
+			}
+		}
+	}()
+	return first.NetNS, func() []string {
+		call.Stop()
+		<-read
+		return hosts
+	}, nil
 }
 
 // collector reads what a job prints.

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
-	"github.com/spf13/pflag"
 )
 
 // otherSpellings are keys that other tools use for the same limits.
@@ -24,7 +23,7 @@ var otherSpellings = map[string]func(n string) (flag, value string){
 // applyFile sets flags from a TOML file: its top level, or [tool.sbxrun] of a
 // pyproject.toml. Keys are the flags' names, with - or _. Flags on the command
 // line win. An unknown key is an error.
-func applyFile(f *pflag.FlagSet, path string) error {
+func applyFile(f *flagSet, path string) error {
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		found := ""
 		for _, name := range []string{"sbxrun.toml", "pyproject.toml"} {
@@ -66,10 +65,6 @@ func applyFile(f *pflag.FlagSet, path string) error {
 	}
 	sort.Strings(keys)
 	fromFile := map[string]string{} // flag → key that set it
-	given := func(name string) bool {
-		x := f.Lookup(name)
-		return x != nil && x.Changed
-	}
 	for _, k := range keys {
 		at := fmt.Sprintf("%s:%d", path, lineOf(b, k))
 		name := strings.ReplaceAll(k, "_", "-")
@@ -100,22 +95,19 @@ func applyFile(f *pflag.FlagSet, path string) error {
 		if other, twice := fromFile[same]; twice {
 			return usage("keep one of them", "%s: key %q: %q says the same", at, prefix+k, prefix+other)
 		}
-		if x.Changed || same == "timeout" && (given("timeout") || given("wall-time")) {
+		if x.changed || same == "timeout" && (f.Changed("timeout") || f.Changed("wall-time")) {
 			continue
 		}
 		fromFile[same] = k
-		if sv, ok := x.Value.(pflag.SliceValue); ok {
-			if err := sv.Replace(values); err != nil {
-				return usage("", "%s: key %q: %v", at, prefix+k, err)
-			}
-			x.Changed = true
+		if list, ok := x.value.(*listValue); ok {
+			*list, x.changed = values, true
 			continue
 		}
 		if len(values) != 1 {
 			return usage("", "%s: key %q: one value, not a list", at, prefix+k)
 		}
-		if err := f.Set(name, values[0]); err != nil {
-			return usage("", "%s: key %q: %s", at, prefix+k, flagProblem(err))
+		if err := x.set(values[0]); err != nil {
+			return usage("", "%s: key %q: %v", at, prefix+k, err)
 		}
 	}
 	return nil

@@ -66,9 +66,9 @@ func TestExamplesAreValid(t *testing.T) {
 	require.NotEmpty(t, files)
 	for _, path := range files {
 		c := newCommand(newUI(), runVerb())
-		require.NoError(t, applyFile(c.flags, path), path)
+		require.NoError(t, applyFile(&c.flags, path), path)
 		o := c.opts.(*runOptions)
-		require.NoError(t, o.check(c.flags), path)
+		require.NoError(t, o.check(&c.flags), path)
 		_, err := o.spec([]string{"true"})
 		require.NoError(t, err, path)
 	}

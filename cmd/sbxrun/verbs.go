@@ -12,9 +12,9 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
@@ -30,15 +30,15 @@ type recipeOptions struct {
 	indexURL, newer    string
 }
 
-func (o *recipeOptions) declareRecipe(f *pflag.FlagSet) {
+func (o *recipeOptions) declareRecipe(f *flagSet) {
 	f.StringVarP(&o.requirements, "requirements", "r", "", "`file`: requirements.txt (pinned or not, hashed or not) or pylock.toml")
 	f.StringVar(&o.base, "base", "host", "base `name`; host is this host's own /usr, read-only")
 	f.StringVar(&o.python, "python", "", "interpreter: a `version` (3.12) or a path in the base (default: its python3)")
-	f.BoolVar(&o.allowBuild, "allow-build", false, "build source distributions, in a sandbox: runs their code")
-	f.BoolVar(&o.system, "system-site-packages", false, "let the environment see the base's own packages")
-	f.BoolVar(&o.refresh, "refresh", false, "resolve anew what is not pinned")
-	f.StringArrayVar(&o.hooks, "hook", nil, "shell `command` to run after the install, in a sandbox, with the environment writable")
-	f.StringArrayVar(&o.envVars, "env-var", nil, "`KEY=VALUE` that belongs to the environment")
+	f.BoolVar(&o.allowBuild, "allow-build", "build source distributions, in a sandbox: runs their code")
+	f.BoolVar(&o.system, "system-site-packages", "let the environment see the base's own packages")
+	f.BoolVar(&o.refresh, "refresh", "resolve anew what is not pinned")
+	f.ListVar(&o.hooks, "hook", "shell `command` to run after the install, in a sandbox, with the environment writable")
+	f.ListVar(&o.envVars, "env-var", "`KEY=VALUE` that belongs to the environment")
 	f.StringVar(&o.indexURL, "index-url", "", "package index `URL` (default: uv's and pip's configuration)")
 	f.StringVar(&o.newer, "exclude-newer", "", "resolve to nothing published after this `date`")
 }
@@ -99,12 +99,12 @@ type buildOptions struct {
 
 func declareBuild(c *command, named bool) *buildOptions {
 	o := &buildOptions{}
-	o.declareRecipe(c.flags)
+	o.declareRecipe(&c.flags)
 	if named {
 		c.flags.StringVar(&o.name, "name", "", "a `name` for it, for run --with")
-		c.flags.BoolVar(&o.json, "json", false, "print JSON")
+		c.flags.BoolVar(&o.json, "json", "print JSON")
 	}
-	c.flags.BoolVarP(&c.quiet, "quiet", "q", false, "no progress")
+	c.flags.BoolVarP(&c.quiet, "quiet", "q", "no progress")
 	return o
 }
 
@@ -196,7 +196,9 @@ func envLockVerb() *verb {
 }
 
 func jsonFlag(c *command) {
-	c.opts = c.flags.Bool("json", false, "print JSON")
+	asked := new(bool)
+	c.flags.BoolVar(asked, "json", "print JSON")
+	c.opts = asked
 }
 
 func envListVerb() *verb {
@@ -287,7 +289,7 @@ func envPruneVerb() *verb {
 		setup: func(c *command) {
 			o := &opts{}
 			c.flags.Var(durationValue{&o.age}, "older-than", "only those baked longer ago (as 720h)")
-			c.flags.BoolVarP(&o.all, "all", "a", false, "those with a name too")
+			c.flags.BoolVarP(&o.all, "all", "a", "those with a name too")
 			c.opts = o
 		},
 		run: func(c *command, args []string) (int, error) {
@@ -388,7 +390,7 @@ func baseListVerb() *verb {
 func baseAddVerb() *verb {
 	return &verb{
 		name: "base add", args: "NAME SOURCE", short: "add a base from a directory, a tarball, a docker save archive or an OCI image layout",
-		setup: func(c *command) { c.flags.BoolVarP(&c.quiet, "quiet", "q", false, "no progress") },
+		setup: func(c *command) { c.flags.BoolVarP(&c.quiet, "quiet", "q", "no progress") },
 		run: func(c *command, args []string) (int, error) {
 			store, err := onStore(c, args, 2, 2)
 			if err != nil {
@@ -396,12 +398,13 @@ func baseAddVerb() *verb {
 			}
 			ctx, stop := canceled()
 			defer stop()
-			b, err := store.AddBase(ctx, args[0], args[1], func(s string) { c.ui.Phase("base", s) })
+			req := ask.AddBase{Root: []byte(store.Path()), Name: []byte(args[0]), Source: []byte(args[1])}
+			digest, err := addBase(ctx, req, func(s string) { c.ui.Phase("base", s) })
 			c.ui.Done()
 			if err != nil {
 				return 1, err
 			}
-			c.ui.outf("%s\n", b.Digest)
+			c.ui.outf("%s\n", digest)
 			return 0, nil
 		},
 	}

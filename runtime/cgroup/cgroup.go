@@ -4,7 +4,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"maps"
@@ -47,16 +46,16 @@ var v1Controllers = []string{"memory", "cpu", "cpuacct", "cpuset", "pids", "blki
 // Detect reads mountinfo and this process's own cgroups.
 func Detect() (*Host, error) {
 	h := &Host{mounts: map[string]string{}, own: map[string]string{}, v2: map[string]bool{}}
-	f, err := os.Open("/proc/self/mountinfo")
+	info, err := readFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("detect cgroups: %w", err)
 	}
-	defer f.Close()
 	roots := map[string]string{} // what part of the hierarchy the mount shows
-	sc := bufio.NewScanner(f)
-	sc.Buffer(nil, 1<<20)
-	for sc.Scan() {
-		pre, post, ok := strings.Cut(sc.Text(), " - ")
+	for line := range strings.Lines(string(info)) {
+		if !strings.Contains(line, " - cgroup") {
+			continue
+		}
+		pre, post, ok := strings.Cut(line, " - ")
 		a, b := strings.Fields(pre), strings.Fields(post)
 		if !ok || len(a) < 5 || len(b) < 3 {
 			continue
@@ -74,10 +73,7 @@ func Detect() (*Host, error) {
 			}
 		}
 	}
-	if err := sc.Err(); err != nil {
-		return nil, fmt.Errorf("read mountinfo: %w", err)
-	}
-	b, err := os.ReadFile("/proc/self/cgroup")
+	b, err := readFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, fmt.Errorf("detect cgroups: %w", err)
 	}
@@ -103,7 +99,7 @@ func Detect() (*Host, error) {
 		return nil, &hinted{errors.New("detect cgroups: no cgroup hierarchy is mounted"), "mount -t cgroup2 cgroup2 /sys/fs/cgroup"}
 	}
 	if hasV2 {
-		b, _ := os.ReadFile(filepath.Join(v2, "cgroup.controllers"))
+		b, _ := readFile(filepath.Join(v2, "cgroup.controllers"))
 		for _, c := range strings.Fields(string(b)) {
 			h.v2[c] = true
 		}
@@ -140,6 +136,27 @@ func (h *Host) has(controller string) bool {
 	return h.mounts[controller] != ""
 }
 
+// Lean is the host with only those v1 hierarchies that limit something, and,
+// if figures are wanted, those that count: each one more costs every launch its
+// making, joining and removing. A v2 host has but one.
+func (h *Host) Lean(l Limits, figures bool) *Host {
+	if h.Mode == "v2" {
+		return h
+	}
+	lean := *h
+	lean.Mode = "v1"
+	lean.mounts = map[string]string{}
+	for c, want := range map[string]bool{
+		"memory": true, "pids": true, "devices": true, "cpu": l.CPUs > 0 || figures, "cpuset": l.CPUSet != "",
+		"cpuacct": figures, "blkio": figures,
+	} {
+		if m, ok := h.mounts[c]; ok && want {
+			lean.mounts[c] = m
+		}
+	}
+	return &lean
+}
+
 // Check says whether each limit that is asked for can be enforced here.
 func (h *Host) Check(l Limits) error {
 	need := func(asked bool, what, controller string) error {
@@ -167,7 +184,7 @@ func (h *Host) checkSwap(l Limits) error {
 }
 
 func hostSwaps() bool {
-	b, _ := os.ReadFile("/proc/swaps")
+	b, _ := readFile("/proc/swaps")
 	return strings.Count(string(b), "\n") > 1
 }
 
@@ -184,6 +201,7 @@ type Group struct {
 	stop    chan struct{}
 	closers []func()
 	once    sync.Once
+	fire    sync.Once // closes oom
 }
 
 // dirsOf gives the directories that a group will have, before it is made.
@@ -245,6 +263,9 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 			if err := h.enable(filepath.Dir(d), l); err != nil {
 				return nil, err
 			}
+			if parent == "" {
+				limitDevicesV2(filepath.Dir(d))
+			}
 		} else if err := mkdirAll(filepath.Dir(d), c); err != nil {
 			return nil, err
 		}
@@ -256,10 +277,18 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 			}
 			g.made = append(g.made, d)
 		}
-		if c == "cpuset" {
-			if err := copyCPUSet(d); err != nil {
-				return nil, err
+		switch c {
+		case "cpuset":
+			err = copyCPUSet(d)
+		case "devices":
+			err = limitDevices(d)
+		case "":
+			if h.Mode == "v2" && parent != "" {
+				limitDevicesV2(d)
 			}
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	if h.Mode == "v2" {
@@ -270,7 +299,7 @@ func (h *Host) Create(parent, name string, l Limits) (_ *Group, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return g, g.watch()
+	return g, nil
 }
 
 // checkParent refuses a parent in which a process would never start, and one
@@ -303,11 +332,11 @@ func (h *Host) checkParent(parent string, dirs map[string]string, l Limits) erro
 // frozen says whether dir or one above it is frozen, or about to be.
 func frozen(dir string) bool {
 	for ; len(dir) > 1; dir = filepath.Dir(dir) {
-		b, err := os.ReadFile(filepath.Join(dir, "freezer.state"))
+		b, err := readFile(filepath.Join(dir, "freezer.state"))
 		if err == nil && strings.TrimSpace(string(b)) != "THAWED" {
 			return true
 		}
-		b, err = os.ReadFile(filepath.Join(dir, "cgroup.freeze"))
+		b, err = readFile(filepath.Join(dir, "cgroup.freeze"))
 		if err == nil && strings.TrimSpace(string(b)) == "1" {
 			return true
 		}
@@ -326,6 +355,9 @@ func mkdirAll(dir, controller string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
+	if controller == "devices" && filepath.Base(dir) == "sbxrun" {
+		return limitDevices(dir) // all below inherit it
+	}
 	if controller == "cpuset" {
 		return copyCPUSet(dir)
 	}
@@ -336,14 +368,14 @@ func mkdirAll(dir, controller string) error {
 // born without any, and then no process can enter.
 func copyCPUSet(dir string) error {
 	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
-		cur, err := os.ReadFile(filepath.Join(dir, f))
+		cur, err := readFile(filepath.Join(dir, f))
 		if err != nil {
 			return fmt.Errorf("read cpuset: %w", err)
 		}
 		if strings.TrimSpace(string(cur)) != "" {
 			continue
 		}
-		up, err := os.ReadFile(filepath.Join(filepath.Dir(dir), f))
+		up, err := readFile(filepath.Join(filepath.Dir(dir), f))
 		if err != nil {
 			return fmt.Errorf("read cpuset: %w", err)
 		}
@@ -352,7 +384,7 @@ func copyCPUSet(dir string) error {
 			if err := copyCPUSet(filepath.Dir(dir)); err != nil {
 				return err
 			}
-			if up, err = os.ReadFile(filepath.Join(filepath.Dir(dir), f)); err != nil {
+			if up, err = readFile(filepath.Join(filepath.Dir(dir), f)); err != nil {
 				return fmt.Errorf("read cpuset: %w", err)
 			}
 		}
@@ -377,8 +409,10 @@ func (h *Host) enable(dir string, l Limits) error {
 	cur := root
 	parts := strings.Split(rel, "/")
 	for i := 0; ; i++ {
+		b, _ := readFile(filepath.Join(cur, "cgroup.subtree_control")) // what is enabled needs no write
+		enabled := strings.Fields(string(b))
 		for c, must := range want {
-			if !h.v2[c] {
+			if !h.v2[c] || slices.Contains(enabled, c) {
 				continue
 			}
 			if err := write(cur, "cgroup.subtree_control", "+"+c); err != nil && must {
@@ -393,21 +427,6 @@ func (h *Host) enable(dir string, l Limits) error {
 			return err
 		}
 	}
-}
-
-func write(dir, file, value string) error {
-	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
-	if err != nil {
-		return fmt.Errorf("set limit: %w", err)
-	}
-	_, err = f.WriteString(value)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return fmt.Errorf("set limit %s=%q: %w", file, value, errors.Unwrap(err))
-	}
-	return nil
 }
 
 const cpuPeriodUS = 100000
@@ -483,11 +502,22 @@ func (g *Group) writeV2() error {
 	return nil
 }
 
-// watch starts to listen for OOM kills.
-func (g *Group) watch() error {
+// Watch starts to listen for OOM kills, also those that were before it: it can
+// wait until the group is at work.
+func (g *Group) Watch() error {
 	if g.limits.MemoryBytes <= 0 {
 		return nil
 	}
+	if err := g.watch(); err != nil {
+		return err
+	}
+	if n := g.oomKills(); n != nil && *n > 0 {
+		g.fire.Do(func() { close(g.oom) })
+	}
+	return nil
+}
+
+func (g *Group) watch() error {
 	if g.h.Mode == "v2" {
 		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 		if err != nil {
@@ -537,7 +567,7 @@ func (g *Group) listen(f *os.File, buf []byte) {
 			}
 			for until, wait := time.Now().Add(5*time.Second), time.Millisecond/4; ; wait = min(2*wait, 20*time.Millisecond) {
 				if n := g.oomKills(); n != nil && *n > 0 {
-					close(g.oom)
+					g.fire.Do(func() { close(g.oom) })
 					return
 				}
 				if g.h.Mode == "v2" || time.Now().After(until) {
@@ -574,6 +604,29 @@ func (g *Group) DirFD() (*os.File, error) {
 	return os.Open(g.dirs[""])
 }
 
+// Tasks opens the group's `tasks` files for writing (v1). A thread that writes
+// "0" to one moves itself, and only that spares it the grace period of about
+// 10 ms that moving a process costs after a pause (Linux 5.12,
+// cgroup_procs_write_start): the writer's rights are those of the opener.
+func (g *Group) Tasks() ([]*os.File, error) {
+	if g.h.Mode == "v2" {
+		return nil, nil
+	}
+	var out []*os.File
+	for _, d := range g.Dirs() {
+		p := filepath.Join(d, "tasks")
+		fd, err := open(p, unix.O_WRONLY)
+		if err != nil {
+			for _, f := range out {
+				f.Close()
+			}
+			return nil, &os.PathError{Op: "open", Path: p, Err: err}
+		}
+		out = append(out, os.NewFile(uintptr(fd), p))
+	}
+	return out, nil
+}
+
 // Add moves a process into the group.
 func (g *Group) Add(pid int) error {
 	for _, d := range g.Dirs() {
@@ -599,7 +652,7 @@ func number(dir, file string) *uint64 {
 	if dir == "" {
 		return nil
 	}
-	b, err := os.ReadFile(filepath.Join(dir, file))
+	b, err := readFile(filepath.Join(dir, file))
 	if err != nil {
 		return nil
 	}
@@ -619,7 +672,7 @@ func keyed(dir, file, key string) *uint64 {
 	if dir == "" {
 		return nil
 	}
-	b, err := os.ReadFile(filepath.Join(dir, file))
+	b, err := readFile(filepath.Join(dir, file))
 	if err != nil {
 		return nil
 	}
@@ -662,10 +715,19 @@ func (g *Group) CPUTotal() (time.Duration, error) {
 	return time.Duration(*us) * time.Microsecond, nil
 }
 
+// Events reads only the counters that say why a command may have ended:
+// OOMKills and PidsMaxHits.
+func (g *Group) Events() Usage {
+	d := g.dirs["pids"]
+	if g.h.Mode == "v2" {
+		d = g.dirs[""]
+	}
+	return Usage{OOMKills: g.oomKills(), PidsMaxHits: keyed(d, "pids.events", "max")}
+}
+
 // Usage reads the counters.
-func (g *Group) Usage() (Usage, error) {
-	var u Usage
-	u.OOMKills = g.oomKills()
+func (g *Group) Usage() Usage {
+	u := g.Events()
 	if t, err := g.CPUTotal(); err == nil {
 		us := uint64(t.Microseconds())
 		u.CPUTotalUS = &us
@@ -675,23 +737,23 @@ func (g *Group) Usage() (Usage, error) {
 		u.CPUUserUS, u.CPUSystemUS = keyed(d, "cpu.stat", "user_usec"), keyed(d, "cpu.stat", "system_usec")
 		u.ThrottledUS = keyed(d, "cpu.stat", "throttled_usec")
 		u.MemoryPeakBytes, u.MemoryNowBytes = number(d, "memory.peak"), number(d, "memory.current")
-		u.PidsPeak, u.PidsMaxHits = number(d, "pids.peak"), keyed(d, "pids.events", "max")
+		u.PidsPeak = number(d, "pids.peak")
 		u.IOReadBytes, u.IOWriteBytes = sumIO(d)
 		u.Pressure = pressure(d)
-		return u, nil
+		return u
 	}
 	acct := g.dirs["cpuacct"]
 	u.CPUUserUS, u.CPUSystemUS = scaled(number(acct, "cpuacct.usage_user"), 1000), scaled(number(acct, "cpuacct.usage_sys"), 1000)
 	u.ThrottledUS = scaled(keyed(g.dirs["cpu"], "cpu.stat", "throttled_time"), 1000)
 	u.MemoryPeakBytes = number(g.dirs["memory"], "memory.max_usage_in_bytes")
 	u.MemoryNowBytes = number(g.dirs["memory"], "memory.usage_in_bytes")
-	u.PidsPeak, u.PidsMaxHits = number(g.dirs["pids"], "pids.peak"), keyed(g.dirs["pids"], "pids.events", "max")
+	u.PidsPeak = number(g.dirs["pids"], "pids.peak")
 	u.IOReadBytes, u.IOWriteBytes = blkio(g.dirs["blkio"])
-	return u, nil
+	return u
 }
 
 func sumIO(d string) (r, w *uint64) {
-	b, err := os.ReadFile(filepath.Join(d, "io.stat"))
+	b, err := readFile(filepath.Join(d, "io.stat"))
 	if err != nil {
 		return nil, nil
 	}
@@ -713,7 +775,7 @@ func blkio(d string) (r, w *uint64) {
 	if d == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(filepath.Join(d, "blkio.throttle.io_service_bytes"))
+	b, err := readFile(filepath.Join(d, "blkio.throttle.io_service_bytes"))
 	if err != nil {
 		return nil, nil
 	}
@@ -737,7 +799,7 @@ func blkio(d string) (r, w *uint64) {
 func pressure(d string) map[string]uint64 {
 	out := map[string]uint64{}
 	for _, res := range []string{"cpu", "memory", "io"} {
-		b, err := os.ReadFile(filepath.Join(d, res+".pressure"))
+		b, err := readFile(filepath.Join(d, res+".pressure"))
 		if err != nil {
 			continue
 		}
@@ -781,7 +843,7 @@ func (g *Group) Applied() Limits {
 	if l.CPUs > 0 {
 		quota, period := number(g.dirs["cpu"], "cpu.cfs_quota_us"), number(g.dirs["cpu"], "cpu.cfs_period_us")
 		if v2 {
-			b, _ := os.ReadFile(filepath.Join(g.dirs[""], "cpu.max"))
+			b, _ := readFile(filepath.Join(g.dirs[""], "cpu.max"))
 			q, p, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
 			quota, period = parse(q), parse(p)
 		}
@@ -794,7 +856,7 @@ func (g *Group) Applied() Limits {
 		if v2 {
 			d = g.dirs[""]
 		}
-		if b, err := os.ReadFile(filepath.Join(d, "cpuset.cpus")); err == nil {
+		if b, err := readFile(filepath.Join(d, "cpuset.cpus")); err == nil {
 			l.CPUSet = strings.TrimSpace(string(b))
 		}
 	}
@@ -844,7 +906,7 @@ func freeze(dirs []string) {
 			continue
 		}
 		for range 50 {
-			b, err := os.ReadFile(filepath.Join(d, "freezer.state"))
+			b, err := readFile(filepath.Join(d, "freezer.state"))
 			if err != nil || strings.TrimSpace(string(b)) == "FROZEN" {
 				break
 			}
@@ -860,7 +922,7 @@ func thaw(dirs []string) {
 }
 
 func procs(dir string) []int {
-	b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	b, _ := readFile(filepath.Join(dir, "cgroup.procs"))
 	var out []int
 	for _, f := range strings.Fields(string(b)) {
 		if n, err := strconv.Atoi(f); err == nil && n > 1 && n != os.Getpid() {

@@ -127,6 +127,9 @@ func group(t *testing.T, l Limits) *Group {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := g.Watch(); err != nil {
+		t.Fatal(err)
+	}
 	dirs := g.Dirs()
 	t.Cleanup(func() {
 		if err := g.Close(); err != nil {
@@ -201,10 +204,7 @@ func TestMemoryLimitTellsOfTheKill(t *testing.T) {
 	case <-time.After(3 * time.Second):
 		t.Fatal("not told of the OOM kill")
 	}
-	u, err := g.Usage()
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := g.Usage()
 	if u.OOMKills == nil || *u.OOMKills < 1 {
 		t.Fatalf("oom kills %v", u.OOMKills)
 	}
@@ -240,10 +240,7 @@ func TestPidsLimit(t *testing.T) {
 		t.Log("the victim could not even say so:", err) // Go itself may fail to make a thread
 	}
 	t.Logf("children: %q", line)
-	u, err := g.Usage()
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := g.Usage()
 	if u.PidsMaxHits == nil || *u.PidsMaxHits == 0 {
 		t.Fatalf("hits %v", u.PidsMaxHits)
 	}
@@ -259,10 +256,7 @@ func TestCPULimitThrottles(t *testing.T) {
 	if s := v.signal(); s != 0 {
 		t.Fatalf("signal %v", s)
 	}
-	u, err := g.Usage()
-	if err != nil {
-		t.Fatal(err)
-	}
+	u := g.Usage()
 	if u.ThrottledUS == nil || *u.ThrottledUS == 0 {
 		t.Fatalf("throttled %v", u.ThrottledUS)
 	}

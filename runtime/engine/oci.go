@@ -9,10 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/runtime/pid1"
 )
 
 // The descriptors of the second binary. The launch is read to its end before
@@ -39,7 +42,29 @@ type OCI struct {
 	// Path of the binary; "" looks beside this executable, then in
 	// ../libexec/sbxrun, then on PATH.
 	Path string
+	// Spawn runs a function on the thread that is in the private mount
+	// namespace where the root is attached.
+	Spawn func(func() error) error
+	files Files
 }
+
+// Begin implements [Engine]: the second binary does all at Start.
+func (o OCI) Begin(_ *Launch, f Files) (Begun, error) {
+	o.files = f
+	return &o, nil
+}
+
+// UserNS implements [Begun].
+func (o *OCI) UserNS() (*os.File, error) { return nil, nil }
+
+// Prepare implements [Begun].
+func (o *OCI) Prepare(*Launch) error { return nil }
+
+// Explain implements [Begun].
+func (o *OCI) Explain(pid1.Message) error { return nil }
+
+// Abort implements [Begun].
+func (o *OCI) Abort() error { return nil }
 
 // FindOCI gives the path of the second binary.
 func FindOCI() (string, error) {
@@ -62,16 +87,24 @@ func FindOCI() (string, error) {
 	return p, nil
 }
 
-// Start implements [Engine].
-func (o OCI) Start(l *Launch, f Files, spawn func(func() error) error) (int, error) {
-	path := o.Path
+// Start implements [Begun].
+func (o *OCI) Start(l *Launch, binds []Mount, r *pid1.Record) (int, error) {
+	all := *l
+	all.Mounts = append(append([]Mount{}, l.Mounts...), binds...)
+	slices.SortStableFunc(all.Mounts, func(a, b Mount) int { return a.Rank() - b.Rank() })
+	f, path := o.files, o.Path
+	record, err := r.Seal()
+	if err != nil {
+		return 0, err
+	}
+	defer record.Close()
 	if path == "" {
 		var err error
 		if path, err = FindOCI(); err != nil {
 			return 0, err
 		}
 	}
-	plan, err := json.Marshal(l)
+	plan, err := json.Marshal(&all)
 	if err != nil {
 		return 0, fmt.Errorf("encode launch: %w", err)
 	}
@@ -104,12 +137,12 @@ func (o OCI) Start(l *Launch, f Files, spawn func(func() error) error) (int, err
 	// command's stderr must not be a copy of ours: the engine gets the files.
 	cmd := exec.Command(path, "launch")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = or(f.Stdin), or(f.Stdout), or(f.Stderr)
-	cmd.ExtraFiles = []*os.File{planR, replyW, f.Init, f.Record, f.Status, f.Lifeline, or(f.Console), or(f.NetNS)}
+	cmd.ExtraFiles = []*os.File{planR, replyW, f.Init, record, f.Status, f.Lifeline, or(f.Console), or(f.NetNS)}
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	// The thread that spawns lives as long as the sandbox does, so this does
 	// not fire early; the lifeline covers what it does not reach.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL, Setsid: true}
-	err = spawn(cmd.Start)
+	err = o.Spawn(cmd.Start)
 	replyW.Close()
 	if err != nil {
 		planW.Close()
@@ -120,12 +153,12 @@ func (o OCI) Start(l *Launch, f Files, spawn func(func() error) error) (int, err
 	var out bytes.Buffer
 	_, rerr := io.Copy(&out, io.LimitReader(replyR, 1<<20))
 	xerr := cmd.Wait()
-	var r Reply
-	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+	var reply Reply
+	if err := json.Unmarshal(out.Bytes(), &reply); err != nil {
 		return 0, fmt.Errorf("engine %q gave no answer: %w", path, errors.Join(xerr, werr, rerr))
 	}
-	if r.Error != "" {
-		return 0, errors.New(strings.TrimSpace(r.Error))
+	if reply.Error != "" {
+		return 0, errors.New(strings.TrimSpace(reply.Error))
 	}
-	return r.Pid, nil
+	return reply.Pid, nil
 }

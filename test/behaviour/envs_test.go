@@ -68,14 +68,17 @@ func TestAChangedPinIsAnotherEnvironment(t *testing.T) {
 
 // The environment is read-only to the command, and its own files at that.
 func TestTheEnvironmentCannotBeChangedForOthers(t *testing.T) {
-	s := newEnvs(t)
-	file := requirements(t, iniconfig231)
-	spoil := "import iniconfig, os; p = iniconfig.__file__\ntry:\n open(p, 'w').write('raise SystemExit(9)')\nexcept OSError as e: print(e.errno)"
-	s.Run("-r", file, "-u", "0:0", "--", "python3", "-c", spoil)
-	s.Run("-r", file, "--", "python3", "-c", spoil)
-	o := s.Run("-r", file, "--", "python3", "-c", printVersion+"; import iniconfig")
-	requireEnding(t, ending{0, "ok", "exit"}, o)
-	assert.Equal(t, "2.3.1\n", string(o.Stdout))
+	need.Network(t)
+	need.Python(t)
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		file := requirements(t, iniconfig231)
+		spoil := "import iniconfig, os; p = iniconfig.__file__\ntry:\n open(p, 'w').write('raise SystemExit(9)')\nexcept OSError as e: print(e.errno)"
+		s.Run("-r", file, "-u", "0:0", "--", "python3", "-c", spoil)
+		s.Run("-r", file, "--", "python3", "-c", spoil)
+		o := s.Run("-r", file, "--", "python3", "-c", printVersion+"; import iniconfig")
+		requireEnding(t, ending{0, "ok", "exit"}, o)
+		assert.Equal(t, "2.3.1\n", string(o.Stdout))
+	})
 }
 
 func TestBadRequirementsAreRefused(t *testing.T) {

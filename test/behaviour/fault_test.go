@@ -21,29 +21,30 @@ import (
 // kill -9 at any moment of a launch leaves nothing that the next run and gc do
 // not heal; the harness looks afterwards.
 func TestKillAtAnyMomentOfALaunch(t *testing.T) {
-	s := harness.New(t)
-	requireEnding(t, ending{0, "ok", "exit"}, s.Run("--", "true")) // the base is made
-	before := harness.Groups()
-	for _, after := range []time.Duration{0, 2, 4, 7, 10, 14, 18, 23, 28, 34, 40, 50, 70} {
-		cmd := s.Cmd("run", "--disk", "1200m", "--", "sleep", "60")
-		require.NoError(t, cmd.Start())
-		time.Sleep(after * time.Millisecond)
-		require.NoError(t, cmd.Process.Kill())
-		s.Wait(cmd)
-	}
-	o := s.Do("gc")
-	require.Equal(t, 0, o.Code, "%v", o)
-	// A killed run has no report that names it, so look at all: what is there now
-	// and not ours belongs to tests of other packages, and ends with them.
-	left := harness.Groups()
-	require.Eventually(t, func() bool {
-		left = slices.DeleteFunc(left, func(g string) bool {
-			_, err := os.Stat(g)
-			return err != nil || slices.Contains(before, g)
-		})
-		return len(left) == 0
-	}, 20*time.Second, 50*time.Millisecond, "%v", &left)
-	requireEnding(t, ending{0, "ok", "exit"}, s.Run("--", "true"))
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		requireEnding(t, ending{0, "ok", "exit"}, s.Run("--", "true")) // the base is made
+		before := harness.Groups()
+		for _, after := range []time.Duration{0, 2, 4, 7, 10, 14, 18, 23, 28, 34, 40, 50, 70} {
+			cmd := s.Cmd("run", "--disk", "1200m", "--", "sleep", "60")
+			require.NoError(t, cmd.Start())
+			time.Sleep(after * time.Millisecond)
+			require.NoError(t, cmd.Process.Kill())
+			s.Wait(cmd)
+		}
+		o := s.Do("gc")
+		require.Equal(t, 0, o.Code, "%v", o)
+		// A killed run has no report that names it, so look at all: what is there now
+		// and not ours belongs to tests of other packages, and ends with them.
+		left := harness.Groups()
+		require.Eventually(t, func() bool {
+			left = slices.DeleteFunc(left, func(g string) bool {
+				_, err := os.Stat(g)
+				return err != nil || slices.Contains(before, g)
+			})
+			return len(left) == 0
+		}, 20*time.Second, 50*time.Millisecond, "%v", &left)
+		requireEnding(t, ending{0, "ok", "exit"}, s.Run("--", "true"))
+	})
 }
 
 // A bake that is killed leaves no environment behind, and the next try heals.
@@ -132,9 +133,10 @@ func TestStateThatCannotBeWritten(t *testing.T) {
 
 // One argument may be as long as the kernel takes, and one longer is a clear error.
 func TestLongArguments(t *testing.T) {
-	s := harness.New(t)
-	long := strings.Repeat("a", 100_000)
-	o := s.Run("--", "sh", "-c", `echo ${#1} ${#2} ${#3} ${#4} ${#5} ${#6} ${#7} ${#8} ${#9} ${#10}`, "sh", long, long, long, long, long, long, long, long, long, long)
-	requireEnding(t, ending{0, "ok", "exit"}, o)
-	assert.Equal(t, strings.TrimSpace(strings.Repeat("100000 ", 10))+"\n", string(o.Stdout))
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		long := strings.Repeat("a", 100_000)
+		o := s.Run("--", "sh", "-c", `echo ${#1} ${#2} ${#3} ${#4} ${#5} ${#6} ${#7} ${#8} ${#9} ${#10}`, "sh", long, long, long, long, long, long, long, long, long, long)
+		requireEnding(t, ending{0, "ok", "exit"}, o)
+		assert.Equal(t, strings.TrimSpace(strings.Repeat("100000 ", 10))+"\n", string(o.Stdout))
+	})
 }

@@ -5,6 +5,7 @@ package escape
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -109,9 +110,8 @@ func bait(t *testing.T) []string {
 	return []string{"PROBE_ABSTRACT=" + name, "PROBE_TCP_PORT=" + port, "PROBE_HOST_PID=" + strconv.Itoa(os.Getpid())}
 }
 
-func runProbe(t *testing.T, args ...string) probe {
+func runProbe(t *testing.T, s *harness.Sbx, args ...string) probe {
 	t.Helper()
-	s := harness.New(t)
 	exe := build(t)
 	for _, e := range bait(t) {
 		args = append(args, "-e", e)
@@ -124,16 +124,20 @@ func runProbe(t *testing.T, args ...string) probe {
 }
 
 func TestEveryAttackIsRefused(t *testing.T) {
-	checkAttacks(t, runProbe(t), nil)
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		checkAttacks(t, runProbe(t, s), nil)
+	})
 }
 
 // The attacks must also fail for uid 0 of the sandbox, who is nobody outside,
 // beside a writable volume. What is his by right is the throw-away root.
 func TestEveryAttackIsRefusedToInsideRoot(t *testing.T) {
-	p := runProbe(t, "-u", "0:0", "-v", t.TempDir()+":/data", "-w", "/data", "--tmpfs", "/scratch")
-	assert.Equal(t, "0 0 0 0", p.facts["Uid"])
-	assert.Equal(t, "0000000000000000", p.facts["CapEff"])
-	checkAttacks(t, p, map[string]string{"do_setuid0": "ok", "write_env": "ok"})
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		p := runProbe(t, s, "-u", "0:0", "-v", t.TempDir()+":/data", "-w", "/data", "--tmpfs", "/scratch")
+		assert.Equal(t, "0 0 0 0", p.facts["Uid"])
+		assert.Equal(t, "0000000000000000", p.facts["CapEff"])
+		checkAttacks(t, p, map[string]string{"do_setuid0": "ok", "write_env": "ok"})
+	})
 }
 
 func checkAttacks(t *testing.T, p probe, but map[string]string) {
@@ -174,56 +178,81 @@ func TestProbeSucceedsWithoutSandbox(t *testing.T) {
 	}
 }
 
+// A folder of the host's as a standard stream would be a way out of the root:
+// /proc/self/fd/0/.. is the host's.
+func TestAFolderIsNoStandardStream(t *testing.T) {
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		for fd := range 3 {
+			report := s.ReportFile()
+			cmd := s.Cmd("run", "--report", report, "--", "true")
+			// By a shell: os/exec knows streams, not folders.
+			cmd.Args = append([]string{"sh", "-c", fmt.Sprintf(`exec "$0" "$@" %d</etc`, fd)}, cmd.Args...)
+			cmd.Path = "/bin/sh"
+			require.NoError(t, cmd.Start())
+			o := s.Wait(cmd)
+			o.Report = s.ReadReport(report)
+			require.NotNil(t, o.Report, "%v", o)
+			assert.Equal(t, []any{125, "setup-failed", "internal"}, []any{o.Code, o.Report.Status, o.Report.Reason}, "folder as descriptor %d: %v", fd, o)
+		}
+	})
+}
+
 func TestIdentityOfTheCommand(t *testing.T) {
-	p := runProbe(t)
-	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
-		assert.Equal(t, "0000000000000000", p.facts[set], set)
-	}
-	assert.Equal(t, "1", p.facts["NoNewPrivs"])
-	assert.Equal(t, "2", p.facts["Seccomp"])
-	assert.Equal(t, "1000 1000 1000 1000", p.facts["Uid"])
-	assert.Equal(t, "1000 1000 1000 1000", p.facts["Gid"])
-	assert.Empty(t, p.facts["Groups"])
-	assert.Equal(t, "0 1 2", p.facts["fds"])
-	assert.Equal(t, "1024", p.facts["nofile"])
-	assert.Equal(t, "0", p.facts["core"])
-	assert.Equal(t, "65536", p.facts["memlock"])
-	assert.NotEqual(t, "1", p.facts["pid"], "pid 1 is sbxrun's")
-	for _, m := range []string{"uid_map", "gid_map"} {
-		f := strings.Fields(p.facts[m])
-		require.Len(t, f, 3, m)
-		assert.NotEqual(t, "0", f[1], "%s maps host id 0", m)
-		host, err := strconv.Atoi(f[1])
-		require.NoError(t, err)
-		assert.GreaterOrEqual(t, host, 65536, m)
-		assert.Equal(t, "65536", f[2], m)
-	}
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		p := runProbe(t, s)
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+			assert.Equal(t, "0000000000000000", p.facts[set], set)
+		}
+		assert.Equal(t, "1", p.facts["NoNewPrivs"])
+		assert.Equal(t, "2", p.facts["Seccomp"])
+		assert.Equal(t, "1000 1000 1000 1000", p.facts["Uid"])
+		assert.Equal(t, "1000 1000 1000 1000", p.facts["Gid"])
+		assert.Empty(t, p.facts["Groups"])
+		assert.Equal(t, "0 1 2", p.facts["fds"])
+		assert.Equal(t, "1024", p.facts["nofile"])
+		assert.Equal(t, "0", p.facts["core"])
+		assert.Equal(t, "65536", p.facts["memlock"])
+		assert.NotEqual(t, "1", p.facts["pid"], "pid 1 is sbxrun's")
+		for _, m := range []string{"uid_map", "gid_map"} {
+			f := strings.Fields(p.facts[m])
+			require.Len(t, f, 3, m)
+			assert.NotEqual(t, "0", f[1], "%s maps host id 0", m)
+			host, err := strconv.Atoi(f[1])
+			require.NoError(t, err)
+			assert.GreaterOrEqual(t, host, 65536, m)
+			assert.Equal(t, "65536", f[2], m)
+		}
+	})
 }
 
 func TestDevHoldsOnlyTheHarmless(t *testing.T) {
-	p := runProbe(t)
-	allowed := strings.Fields("console core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero")
-	for _, d := range strings.Fields(p.facts["dev"]) {
-		assert.Contains(t, allowed, d)
-	}
-	for _, d := range strings.Fields("null zero full random urandom tty pts shm") {
-		assert.Contains(t, strings.Fields(p.facts["dev"]), d)
-	}
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		p := runProbe(t, s)
+		allowed := strings.Fields("console core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero")
+		for _, d := range strings.Fields(p.facts["dev"]) {
+			assert.Contains(t, allowed, d)
+		}
+		for _, d := range strings.Fields("null zero full random urandom tty pts shm") {
+			assert.Contains(t, strings.Fields(p.facts["dev"]), d)
+		}
+	})
 }
 
 // Every mount is nosuid and nodev, save single device nodes and the masks over
 // files of /proc, which hold no programs.
 func TestEveryMountIsNosuidNodev(t *testing.T) {
-	p := runProbe(t)
-	require.Contains(t, p.mounts, "/")
-	for target, opts := range p.mounts {
-		if strings.HasPrefix(target, "/proc/") || (strings.HasPrefix(target, "/dev/") && target != "/dev/shm" && target != "/dev/pts") {
-			continue
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		p := runProbe(t, s)
+		require.Contains(t, p.mounts, "/")
+		for target, opts := range p.mounts {
+			if strings.HasPrefix(target, "/proc/") || (strings.HasPrefix(target, "/dev/") && target != "/dev/shm" && target != "/dev/pts") {
+				continue
+			}
+			o := strings.Split(opts, ",")
+			assert.Contains(t, o, "nosuid", "%s %s", target, opts)
+			if target != "/dev" && target != "/dev/pts" {
+				assert.Contains(t, o, "nodev", "%s %s", target, opts)
+			}
 		}
-		o := strings.Split(opts, ",")
-		assert.Contains(t, o, "nosuid", "%s %s", target, opts)
-		if target != "/dev" && target != "/dev/pts" {
-			assert.Contains(t, o, "nodev", "%s %s", target, opts)
-		}
-	}
+	})
 }

@@ -49,6 +49,9 @@ type Report struct {
 	Engine          string             `json:"engine"`
 	PhasesMS        map[string]float64 `json:"phases_ms"`
 	Env             *struct{ Key, Digest string }
+
+	// All is the whole report, for tests that compare two.
+	All map[string]any `json:"-"`
 }
 
 // Outcome is one finished run of sbxrun.
@@ -81,10 +84,14 @@ func clip(b []byte) []byte {
 // by the tests of a package (the environments in it are costly), State is not.
 type Sbx struct {
 	Bin, Root, State string
-	t                testing.TB
-	mu               sync.Mutex
-	ids              []string
-	before           world
+	// Engine is what every `run` asks for with --engine, and what its report must
+	// name; "" asks for none and takes what comes. What a run bakes, it bakes with
+	// the default engine whatever is asked.
+	Engine string
+	t      testing.TB
+	mu     sync.Mutex
+	ids    []string
+	before world
 }
 
 var shared struct {
@@ -147,6 +154,9 @@ func (s *Sbx) Cmd(args ...string) *exec.Cmd {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	s.t.Cleanup(cancel)
+	if s.Engine != "" && len(args) > 0 && args[0] == "run" {
+		args = append([]string{"run", "--engine", s.Engine}, args[1:]...)
+	}
 	cmd := exec.CommandContext(ctx, s.Bin, args...)
 	cmd.Env = append(os.Environ(), "SBXRUN_ROOT="+s.Root, "SBXRUN_STATE="+s.State)
 	cmd.WaitDelay = 5 * time.Second
@@ -231,11 +241,18 @@ func (s *Sbx) ReadReport(file string) *Report {
 	if err := json.Unmarshal(b, r); err != nil {
 		s.t.Fatalf("report is not JSON: %v\n%s", err, b)
 	}
+	if err := json.Unmarshal(b, &r.All); err != nil {
+		s.t.Fatal(err)
+	}
 	s.mu.Lock()
 	if r.ID != "" {
 		s.ids = append(s.ids, r.ID)
 	}
 	s.mu.Unlock()
+	// A run that was refused before there was a plan has no id and no engine.
+	if s.Engine != "" && r.ID != "" && r.Engine != s.Engine {
+		s.t.Errorf("asked for engine %q, the report names %q", s.Engine, r.Engine)
+	}
 	return r
 }
 

@@ -32,7 +32,7 @@ func Init() { libcontainer.Init() }
 
 // Start makes the namespaces, enters the root and executes pid 1. It returns
 // the host pid of pid 1, which becomes the caller's caller's child.
-func Start(l *engine.Launch, f engine.Files) (int, error) {
+func Start(l *engine.Launch, f engine.Files, record *os.File) (int, error) {
 	// Its warnings would land in the command's stderr; failures come back as errors.
 	logrus.SetOutput(io.Discard)
 	c, err := libcontainer.Create(l.StateDir, l.ID, config(l, f.NetNS))
@@ -47,7 +47,7 @@ func Start(l *engine.Launch, f engine.Files) (int, error) {
 		UID:             int(l.UID),
 		GID:             int(l.GID),
 		Cwd:             l.Cwd,
-		ExtraFiles:      []*os.File{f.Record, f.Status, f.Lifeline, f.Init},
+		ExtraFiles:      []*os.File{record, f.Status, f.Lifeline, f.Init},
 		Capabilities:    &configs.Capabilities{},
 		NoNewPrivileges: &noNewPrivs,
 		Init:            true,

@@ -25,82 +25,7 @@
  * No libc: every system call that can happen is in this file.
  * The record is written by runtime/pid1/record.go; keep both in step.
  */
-typedef unsigned int u32;
-typedef unsigned long u64;
-typedef int s32;
-typedef long s64;
-
-/* ---- system calls ------------------------------------------------------ */
-#if defined(__x86_64__)
-enum {
-	NR_read = 0, NR_write = 1, NR_close = 3, NR_mmap = 9, NR_rt_sigprocmask = 14,
-	NR_ioctl = 16, NR_wait4 = 61, NR_kill = 62, NR_umask = 95,
-	NR_getrusage = 98, NR_setpgid = 109, NR_prctl = 157, NR_exit_group = 231,
-	NR_faccessat = 269, NR_ppoll = 271, NR_signalfd4 = 289, NR_pipe2 = 293,
-	NR_prlimit64 = 302, NR_clone = 56, NR_execve = 59, NR_fstat = 5,
-	NR_rt_sigaction = 13,
-};
-static s64 sys(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f)
-{
-	s64 r;
-	register s64 r10 __asm__("r10") = d;
-	register s64 r8 __asm__("r8") = e;
-	register s64 r9 __asm__("r9") = f;
-	__asm__ volatile("syscall" : "=a"(r)
-		: "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-		: "rcx", "r11", "memory");
-	return r;
-}
-__asm__(".globl _start\n_start:\n\txor %ebp,%ebp\n\tand $-16,%rsp\n\tcall start\n");
-#elif defined(__aarch64__)
-enum {
-	NR_read = 63, NR_write = 64, NR_close = 57, NR_mmap = 222, NR_rt_sigprocmask = 135,
-	NR_ioctl = 29, NR_wait4 = 260, NR_kill = 129, NR_umask = 166,
-	NR_getrusage = 165, NR_setpgid = 154, NR_prctl = 167, NR_exit_group = 94,
-	NR_faccessat = 48, NR_ppoll = 73, NR_signalfd4 = 74, NR_pipe2 = 59,
-	NR_prlimit64 = 261, NR_clone = 220, NR_execve = 221, NR_fstat = 80,
-	NR_rt_sigaction = 134,
-};
-static s64 sys(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f)
-{
-	register s64 x8 __asm__("x8") = n;
-	register s64 x0 __asm__("x0") = a;
-	register s64 x1 __asm__("x1") = b;
-	register s64 x2 __asm__("x2") = c;
-	register s64 x3 __asm__("x3") = d;
-	register s64 x4 __asm__("x4") = e;
-	register s64 x5 __asm__("x5") = f;
-	__asm__ volatile("svc 0" : "+r"(x0)
-		: "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-	return x0;
-}
-__asm__(".globl _start\n_start:\n\tmov x29,#0\n\tbl start\n");
-#else
-#error "sbxrun supports amd64 and arm64"
-#endif
-enum { NR_seccomp_x86 = 317, NR_seccomp_arm = 277, NR_landlock_create = 444,
-	NR_landlock_restrict = 446, NR_close_range = 436 };
-#if defined(__x86_64__)
-enum { NR_seccomp = NR_seccomp_x86 };
-#else
-enum { NR_seccomp = NR_seccomp_arm };
-#endif
-#define S0(n) sys(n, 0, 0, 0, 0, 0, 0)
-#define S1(n, a) sys(n, (s64)(a), 0, 0, 0, 0, 0)
-#define S2(n, a, b) sys(n, (s64)(a), (s64)(b), 0, 0, 0, 0)
-#define S3(n, a, b, c) sys(n, (s64)(a), (s64)(b), (s64)(c), 0, 0, 0)
-#define S4(n, a, b, c, d) sys(n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), 0, 0)
-#define S5(n, a, b, c, d, e) sys(n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), (s64)(e), 0)
-#define S6(n, a, b, c, d, e, f) sys(n, (s64)(a), (s64)(b), (s64)(c), (s64)(d), (s64)(e), (s64)(f))
-
-/* The compiler may emit calls to these even when it is told not to. */
-void *memset(void *p, int c, u64 n)
-{
-	volatile char *q = p;
-	while (n--)
-		*q++ = (char)c;
-	return p;
-}
+#include "sys.h"
 
 /* ---- the record (fd 3) and the status messages (fd 4) ------------------ */
 enum { FD_RECORD = 3, FD_STATUS = 4, FD_LIFELINE = 5 };
@@ -117,10 +42,11 @@ struct rlim { u32 resource, pad; u64 soft, hard; };
 
 enum { MSG_STARTED = 1, MSG_FAILED = 2, MSG_EXITED = 3 };
 enum { ST_RECORD = 1, ST_SIGNALS, ST_PIPE, ST_FORK, ST_GROUP, ST_TERMINAL, ST_RLIMIT,
-	ST_CLOSE, ST_LANDLOCK, ST_SECCOMP, ST_EXEC, ST_INTERPRETER };
+	ST_CLOSE, ST_LANDLOCK, ST_SECCOMP, ST_EXEC, ST_INTERPRETER,
+	ST_PROC, ST_GROUPS, ST_USERNS, ST_NETNS, ST_UNSHARE, ST_LOOPBACK, ST_CONTROL, ST_OP };
 struct msg {
 	u32 type, stage;
-	s32 errno_, wstatus;
+	s32 errno_, wstatus;            /* of ST_OP: the index of the operation */
 	s64 nvcsw, nivcsw;
 };
 
@@ -182,13 +108,7 @@ static void child(struct record *r, char **argv, char **envp, char **cand)
 	if ((e = S2(NR_setpgid, 0, 0)) < 0)
 		child_fail(ST_GROUP, e);
 	if (r->flags & FLAG_TTY) {
-		int pgrp = (int)sys(
-#if defined(__x86_64__)
-			39
-#else
-			172
-#endif
-			, 0, 0, 0, 0, 0, 0); /* getpid; SIGTTOU is still blocked */
+		int pgrp = (int)S0(NR_getpid); /* SIGTTOU is still blocked */
 		if ((e = S3(NR_ioctl, 0, 0x5410 /* TIOCSPGRP */, &pgrp)) < 0)
 			child_fail(ST_TERMINAL, e);
 	}
@@ -207,6 +127,10 @@ static void child(struct record *r, char **argv, char **envp, char **cand)
 		    (e = S2(NR_landlock_restrict, e, 0)) < 0)
 			child_fail(ST_LANDLOCK, e);
 	}
+	/* What the supervisor ignores (SIGPIPE) is not the command's to ignore. */
+	u64 dfl[4] = { 0, 0, 0, 0 };
+	for (int sig = 1; sig <= 64; sig++)
+		S4(NR_rt_sigaction, sig, dfl, 0, 8);
 	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, 0, 8);
 
 	/* Last: from here on the filter judges us too. */
@@ -240,23 +164,15 @@ static void child(struct record *r, char **argv, char **envp, char **cand)
 struct siginfo { u32 signo; s32 errno_, code; u32 pid; char rest[112]; };
 struct pollfd { s32 fd; short events, revents; };
 
-void start(void);
-void start(void)
+/* load maps the record and checks every offset. */
+static struct record *load(int fd)
 {
-	s64 e;
-	u64 all = ~0UL;
-	int err[2];
 	u32 size;
 
-	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
-	S5(NR_prctl, 15 /* PR_SET_NAME */, "sbxrun-init", 0, 0, 0);
-	S1(NR_umask, 022);
-	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, 8);
-
 	/* The supervisor wrote the record's size in front of it. */
-	if (S3(NR_read, FD_RECORD, &size, 4) != 4 || size < sizeof(struct record) + 4 || size > 64 << 20)
+	if (S3(NR_read, fd, &size, 4) != 4 || size < sizeof(struct record) + 4 || size > 64 << 20)
 		fail(ST_RECORD, -22);
-	base = (char *)S6(NR_mmap, 0, size, 3, 2 /* MAP_PRIVATE */, FD_RECORD, 0);
+	base = (char *)S6(NR_mmap, 0, size, 3, 2 /* MAP_PRIVATE */, fd, 0);
 	if ((u64)base > -4096UL)
 		fail(ST_RECORD, (s64)base);
 	total = size;
@@ -265,16 +181,43 @@ void start(void)
 	    r->rlimit_len > 32 || !within(r->filter, r->filter_len, 8) ||
 	    !within(r->rlimits, r->rlimit_len, sizeof(struct rlim)))
 		fail(ST_RECORD, -22);
+	S1(NR_close, fd);
+	return r;
+}
+
+#include "stage.c"
+
+void start(s64 *sp);
+void start(s64 *sp)
+{
+	s64 e;
+	u64 all = ~0UL;
+	int err[2];
+
+	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+	S5(NR_prctl, 15 /* PR_SET_NAME */, "sbxrun-init", 0, 0, 0);
+	S1(NR_umask, 022);
+	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, 8);
+
+	/* An engine that did everything gives no argument; the direct one gives
+	 * one, the network: see stage.c. */
+	struct record *r = sp[0] == 2 ? stage(*(char *)sp[2]) : load(FD_RECORD);
+	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0); /* changing ids may have set it */
 	char **argv = strings(r->argv, r->argc);
 	char **envp = strings(r->envp, r->envc);
 	char **cand = strings(r->cand, r->candc);
-	S1(NR_close, FD_RECORD);
 
 	int sfd = (int)S4(NR_signalfd4, -1, &all, 8, 02000000 /* SFD_CLOEXEC */);
 	if (sfd < 0)
 		fail(ST_SIGNALS, sfd);
 	if ((e = S2(NR_pipe2, err, 02000000 /* O_CLOEXEC */)) < 0)
 		fail(ST_PIPE, e);
+
+	/* A supervisor that died meanwhile must not have its command started. */
+	struct pollfd life = { FD_LIFELINE, 1, 0 };
+	u64 now[2] = { 0, 0 };
+	if (S5(NR_ppoll, &life, 1, now, 0, 8) != 0)
+		S1(NR_exit_group, 137);
 
 	s64 pid = S5(NR_clone, 17 /* SIGCHLD */, 0, 0, 0, 0);
 	if (pid < 0)

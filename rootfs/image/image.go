@@ -1,4 +1,7 @@
-package rootfs
+// Package image unpacks what a base is made from: tarballs, docker save
+// archives and OCI image layouts. Only cmd/sbxrun-oci imports it: the
+// decompressors' tables would be set up at every launch.
+package image
 
 import (
 	"archive/tar"
@@ -16,64 +19,51 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/rootfs"
 )
 
-// AddBase adds a base from a directory, a tarball of a root, a `docker save`
+// hinted is an error that says what to do.
+type hinted struct {
+	error
+	hint string
+}
+
+func (e *hinted) Unwrap() error { return e.error }
+func (e *hinted) Hint() string  { return e.hint }
+
+// Add adds a base from a directory, a tarball of a root, a `docker save`
 // archive or an OCI image layout (directory or archive). The layers of an
 // image are applied one on the other and stored as one. Owners and set-id bits
 // are not kept: everything belongs to root inside.
-func (s *Store) AddBase(ctx context.Context, name, source string, progress func(string)) (_ Base, err error) {
-	if err := checkBaseName(name); err != nil {
-		return Base{}, err
-	}
-	free, err := s.Lock(ctx, "base-"+name, true)
-	if err != nil {
-		return Base{}, err
-	}
-	defer free()
-	adding, err := s.Lock(ctx, "bases", false) // against RemoveBase
-	if err != nil {
-		return Base{}, err
-	}
-	defer adding()
-	record := s.Path("bases", name+".json")
-	if _, serr := os.Stat(record); serr == nil || name == "host" {
-		return Base{}, &hinted{fmt.Errorf("add base %q: %w", name, os.ErrExist), "sbxrun base rm " + name + ", or choose another name"}
-	}
+func Add(ctx context.Context, s *rootfs.Store, name, source string, progress func(string)) (rootfs.Base, error) {
 	if progress == nil {
 		progress = func(string) {}
 	}
+	return s.AddBase(ctx, name, source, progress, func(tmp string) (root string, env []string, err error) {
+		return unpackSource(ctx, source, tmp, progress)
+	})
+}
+
+// unpackSource gives the directory that holds the source's tree: the source
+// itself, or one below tmp, and the environment of an image.
+func unpackSource(ctx context.Context, source, tmp string, progress func(string)) (root string, env []string, err error) {
 	st, err := os.Stat(source)
 	if err != nil {
-		return Base{}, &hinted{fmt.Errorf("add base from %q: %w", source, errors.Unwrap(err)), "a directory, a tarball, a docker save archive or an OCI layout"}
+		return "", nil, err
 	}
-	if _, err := s.GC(ctx); err != nil {
-		return Base{}, err
-	}
-	release, err := s.Lock(ctx, "objects", false)
-	if err != nil {
-		return Base{}, err
-	}
-	defer release()
-	tmp, done, err := s.TempDir("base")
-	if err != nil {
-		return Base{}, err
-	}
-	defer func() { err = errors.Join(err, done()) }()
-
-	root := source // a plain directory is read where it is
-	var env []string
+	root = source // a plain directory is read where it is
 	image := ""
 	switch {
 	case st.IsDir() && isFile(filepath.Join(source, "oci-layout")), st.IsDir() && isFile(filepath.Join(source, "manifest.json")) && isFile(filepath.Join(source, "repositories")):
 		image = source
 	case st.IsDir():
 	case !st.Mode().IsRegular():
-		return Base{}, fmt.Errorf("add base from %q: neither a file nor a directory", source)
+		return "", nil, errors.New("neither a file nor a directory")
 	default:
 		kind, err := archiveKind(source)
 		if err != nil {
-			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+			return "", nil, err
 		}
 		to := filepath.Join(tmp, "root")
 		if kind == "image" {
@@ -81,74 +71,28 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 			image = to
 		}
 		if err := os.Mkdir(to, 0o755); err != nil {
-			return Base{}, err
+			return "", nil, err
 		}
 		progress("unpack " + filepath.Base(source))
 		if err := unpack(ctx, source, to, false); err != nil {
-			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+			return "", nil, err
 		}
 		root = to
 	}
-	if image != "" {
-		root = filepath.Join(tmp, "root")
-		if err := os.MkdirAll(root, 0o755); err != nil {
-			return Base{}, err
-		}
-		if env, err = applyImage(ctx, image, root, progress); err != nil {
-			return Base{}, fmt.Errorf("add base from %q: %w", source, err)
-		}
+	if image == "" {
+		return root, nil, nil
 	}
-	progress("store")
-	d, err := os.Open(root)
-	if err != nil {
-		return Base{}, err
+	root = filepath.Join(tmp, "root")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return "", nil, err
 	}
-	defer d.Close()
-	m := &Manifest{}
-	err = s.addDir(ctx, d, "", addOptions{lenient: true}, m)
-	if err != nil {
-		return Base{}, fmt.Errorf("add base from %q: %w", source, err)
-	}
-	if len(m.Entries) == 0 {
-		return Base{}, fmt.Errorf("add base from %q: it is empty", source)
-	}
-	addMountpoints(m)
-	if _, err := s.PublishLayer(ctx, m); err != nil {
-		return Base{}, err
-	}
-	r := baseRecord{Base: Base{Name: name, Digest: m.Digest(), Env: env}, Layers: []string{m.Digest()}}
-	r.Info = BaseInfo{Name: name, Digest: m.Digest(), Source: source}
-	for _, e := range m.Entries {
-		r.Info.SizeBytes += e.Size
-	}
-	b, err := json.Marshal(r)
-	if err != nil {
-		return Base{}, err
-	}
-	if err := s.WriteFile(record, b); err != nil {
-		return Base{}, err
-	}
-	return s.Base(name)
+	env, err = applyImage(ctx, image, root, progress)
+	return root, env, err
 }
 
-// addMountpoints adds the directories that every sandbox mounts on: a bind
-// cannot make them in a read-only layer. It works on the list, for a tree that
-// an image made may have links where directories are expected.
-func addMountpoints(m *Manifest) {
-	have := map[string]byte{"": 'd'}
-	for _, e := range m.Entries {
-		have[e.Path] = e.Type
-	}
-	for _, d := range skeletonDirs { // parents come first
-		up := filepath.Dir(d)
-		if up == "." {
-			up = ""
-		}
-		if have[d] == 0 && have[up] == 'd' {
-			have[d] = 'd'
-			m.Entries = append(m.Entries, Entry{Path: d, Type: 'd', Mode: 0o755})
-		}
-	}
+func isFile(p string) bool {
+	st, err := os.Stat(p)
+	return err == nil && st.Mode().IsRegular()
 }
 
 // ctxReader ends when its context does.
@@ -325,8 +269,11 @@ func readJSON(dir, name, digest string, v any) error {
 }
 
 func blob(digest string) (string, error) {
-	h, err := hexOf(digest)
-	return "blobs/sha256/" + h, err
+	h, ok := strings.CutPrefix(digest, "sha256:")
+	if b, err := hex.DecodeString(h); !ok || err != nil || len(b) != sha256.Size {
+		return "", fmt.Errorf("digest %q: not sha256:<64 hex>", digest)
+	}
+	return "blobs/sha256/" + h, nil
 }
 
 // readImage finds the layers of the one image for this machine.

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Each of these is initialised, or makes the program's tables larger, at every
+// launch, whether it is used or not.
+func TestNothingHeavyIsLinked(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	require.NoError(t, err)
+	linked := map[string]bool{}
+	for p := range strings.FieldsSeq(string(out)) {
+		linked[p] = true
+	}
+	require.True(t, linked["github.com/sbxrun/sbxrun/runtime"], "the list is of this program")
+	for p, instead := range map[string]string{
+		"archive/tar":                        "unpack in rootfs/image, by sbxrun-oci",
+		"archive/zip":                        "envs has Python do it",
+		"compress/flate":                     "builds its Huffman tables",
+		"hash/crc32":                         "builds its tables",
+		"net":                                "the proxy is sbxrun-oci's (cmd/sbxrun-oci/ask)",
+		"net/netip":                          "and unique, which it brings; see hostPort in envs for URLs",
+		"net/url":                            "imports net/netip; see hostPort in envs",
+		"regexp":                             "keeps the tables of package unicode; see envs/text.go",
+		"os/user":                            "runtime reads the base's own passwd",
+		"text/template":                      "keeps every exported method of every type",
+		"log":                                "return errors; cmd prints them",
+		"encoding/gob":                       "compiles decoders for its own types",
+		"github.com/spf13/pflag":             "imports net; see flags.go",
+		"github.com/klauspost/compress/zstd": "unpack in rootfs/image, by sbxrun-oci",
+		"github.com/opencontainers/runc/libcontainer": "belongs into sbxrun-oci",
+		"github.com/containerd/cgroups/v3":            "more than 1 ms; runtime/cgroup writes the files itself",
+		"github.com/vishvananda/netlink":              "ioctl does for lo",
+		"github.com/sbxrun/sbxrun/netns":              "imports net",
+		"github.com/sbxrun/sbxrun/rootfs/image":       "belongs into sbxrun-oci",
+	} {
+		require.False(t, linked[p], "%s: %s", p, instead)
+	}
+}

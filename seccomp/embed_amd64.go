@@ -1,0 +1,9 @@
+package seccomp
+
+import _ "embed" // what was baked
+
+//go:embed baked_amd64.bpf
+var bakedFilter string
+
+//go:embed baked_amd64.digest
+var bakedDigest string
