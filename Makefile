@@ -20,7 +20,7 @@ init    := runtime/pid1/init.bin
 gofiles  = $(shell git ls-files -co --exclude-standard -- '*.go' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build init demo test test-unit check lint fuzz install clean
+.PHONY: help setup build init demo test test-unit check lint fuzz bench install clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -73,6 +73,9 @@ fuzz: $(init) ## run every fuzz target for FUZZTIME
 			$(GO) test -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x "$$(dirname "$$f")" || exit 1; \
 		done || exit 1; \
 	done
+
+bench: build ## measure launches against every peer found here (as root, 3 minutes; BENCH_FLAGS=-quick: 1)
+	CC=$(CC) $(GO) run ./test/bench $(BENCH_FLAGS)
 
 install: build ## copy both binaries to DESTDIR/PREFIX/bin
 	install -D -m 0755 bin/sbxrun $(DESTDIR)$(PREFIX)/bin/sbxrun

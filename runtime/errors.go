@@ -3,6 +3,8 @@ package runtime
 import (
 	"errors"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Error is a failure of sbxrun itself: operation, object, cause, and a hint
@@ -39,8 +41,32 @@ func HintOf(err error) string {
 		return e.Hint
 	}
 	var h interface{ Hint() string }
-	if errors.As(err, &h) {
+	if errors.As(err, &h) && h.Hint() != "" {
 		return h.Hint()
+	}
+	return causeHint(err)
+}
+
+// causeHint is for errors that carry no hint: what the cause alone tells.
+func causeHint(err error) string {
+	for _, c := range []struct {
+		errno unix.Errno
+		hint  string
+	}{
+		{unix.ENOSYS, "Linux 5.19 is needed, and no seccomp filter around sbxrun that refuses the call: sbxrun doctor"},
+		{unix.EINVAL, "this kernel may lack something: sbxrun doctor"},
+		{unix.EOPNOTSUPP, "this kernel may lack something: sbxrun doctor"},
+		{unix.EMFILE, "too many open files: raise the limit (ulimit -n)"},
+		{unix.ENFILE, "too many open files on this host"},
+		{unix.ENOSPC, "no space left there: free some, or choose another --root or --state"},
+		{unix.EDQUOT, "the quota there is used up"},
+		{unix.EROFS, "it is read-only: choose another --root or --state"},
+		{unix.ENOMEM, "the host is short of memory"},
+		{unix.EAGAIN, "too many processes: raise the limit (ulimit -u, pids.max)"},
+	} {
+		if errors.Is(err, c.errno) {
+			return c.hint
+		}
 	}
 	return ""
 }

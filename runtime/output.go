@@ -27,9 +27,16 @@ type output struct {
 	err              error
 }
 
-func newOutput(out IO, limit int64) (*output, error) {
-	o := &output{over: make(chan struct{}), dst: [2]*os.File{out.Stdout, out.Stderr}}
+// newCounter counts for who copies by itself: a terminal.
+func newCounter(limit int64) *output {
+	o := &output{over: make(chan struct{})}
 	o.left.Store(limit)
+	return o
+}
+
+func newOutput(out IO, limit int64) (*output, error) {
+	o := newCounter(limit)
+	o.dst = [2]*os.File{out.Stdout, out.Stderr}
 	var err error
 	if o.stdoutR, o.stdoutW, err = os.Pipe(); err != nil {
 		return nil, fmt.Errorf("make pipe: %w", err)

@@ -521,6 +521,8 @@ func (p *Plan) protect(_ Spec, host *Host) error {
 	}
 	if host.LandlockABI >= 6 {
 		p.LandlockScoped = 3 // abstract UNIX sockets, signals
+	} else {
+		p.Degraded = append(p.Degraded, "landlock") // the second layer; said, not refused
 	}
 	return nil
 }

@@ -26,8 +26,8 @@ import (
 // and writes the caller's own descriptors.
 type IO struct {
 	Stdin, Stdout, Stderr *os.File
-	// Signals starts to listen to what is passed to the command; a second INT
-	// or TERM kills. It is called while pid 1 is at work. nil is none.
+	// Signals gives what is passed to the command; a second INT or TERM kills.
+	// It is called just before pid 1 is let go. nil is none.
 	Signals func() <-chan os.Signal
 	// StatusFD gets a JSON line when the command started and when it ended; nil is none.
 	StatusFD *os.File
@@ -343,7 +343,7 @@ func (s *sandbox) openPipes() error {
 	}
 	s.push(f.Init.Close)
 	if p.TTY {
-		if s.term, err = newTerminal(s.io, p.Stdin); err != nil {
+		if s.term, err = newTerminal(s.io, p.Stdin, p.Limits.OutputBytes); err != nil {
 			return err
 		}
 		s.push(s.term.close)
@@ -375,7 +375,7 @@ func (s *sandbox) openPipes() error {
 func (s *sandbox) record() (*pid1.Record, error) {
 	p := s.plan
 	rec := &pid1.Record{
-		Filter: seccomp.DefaultFilter(), TTY: p.TTY, LandlockScoped: p.LandlockScoped, Candidates: p.candidates(),
+		Filter: seccomp.DefaultFilter(), TTY: p.TTY, Jailed: true, LandlockScoped: p.LandlockScoped, Candidates: p.candidates(),
 	}
 	for _, b := range p.Argv {
 		rec.Argv = append(rec.Argv, string(b))
@@ -419,6 +419,9 @@ func (s *sandbox) begin() error {
 	if l.Hostname == "" {
 		l.Hostname = s.id
 	}
+	// A service that is spared by the OOM killer must not spare its sandboxes:
+	// with -1000 their own memory limit could kill nothing.
+	l.ResetOOMScore = strings.HasPrefix(readTrim("/proc/self/oom_score_adj"), "-")
 	switch {
 	case p.Network == "host":
 		l.NetNS = "host"
@@ -494,6 +497,10 @@ func (s *sandbox) start() error {
 	if err != nil {
 		return err
 	}
+	// From here on a signal is the command's, and no longer ends this process.
+	if s.io.Signals != nil {
+		s.signals = s.io.Signals()
+	}
 	pid, err := s.begun.Start(l, binds, rec)
 	if s.output != nil {
 		s.output.started()
@@ -505,9 +512,6 @@ func (s *sandbox) start() error {
 	s.push(s.reap)
 	s.files.Status.Close() // pid 1's copy is the last: its end is ours to see
 	s.files.Lifeline.Close()
-	if s.io.Signals != nil {
-		s.signals = s.io.Signals()
-	}
 	return s.root.Detach() // pid 1 has them
 }
 
@@ -521,8 +525,8 @@ func (s *sandbox) endedEarly(err error) error {
 		_ = s.begun.Abort() // it is dead: nothing more will come
 		s.files.Status.Close()
 		if m, rerr := pid1.ReadMessage(s.status); rerr == nil {
-			if e := s.begun.Explain(m); e != nil {
-				err = e
+			if err = s.begun.Explain(m); err == nil {
+				err = fmt.Errorf("%s: %w", m.Stage, m.Errno)
 			}
 		}
 	}
@@ -550,7 +554,7 @@ func launchHint(err error) string {
 	if errors.Is(err, os.ErrNotExist) || strings.Contains(err.Error(), "not on PATH") {
 		return "make build installs sbxrun-oci beside sbxrun"
 	}
-	return ""
+	return "sbxrun doctor says what this host lacks"
 }
 
 // reap waits for pid 1 if the supervisor has not done so. Killing pid 1 ends

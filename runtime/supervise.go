@@ -68,7 +68,7 @@ func (s *sandbox) supervise(ctx context.Context) error {
 		}
 	}
 	s.res.PhasesMS["launch"] += msSince(start)
-	if err := s.group.Watch(); err != nil {
+	if err := s.step("cgroup", "watch memory", s.group.Watch); err != nil {
 		return err
 	}
 	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
@@ -115,8 +115,11 @@ func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-cha
 		cpu = timer(s.cpuCheckIn(l.CPUTime + l.ExtraTime))
 	}
 	var over <-chan struct{}
-	if s.output != nil {
+	switch {
+	case s.output != nil:
 		over = s.output.over
+	case s.term != nil && s.term.limit != nil:
+		over = s.term.limit.over
 	}
 	oom := s.group.OOM()
 	var grace <-chan time.Time
@@ -223,6 +226,8 @@ func (s *sandbox) execError(m pid1.Message) error {
 		case unix.ENOMEM:
 			e.Hint = "raise --memory"
 		}
+	case pid1.StageFork:
+		e.Object, e.Hint = "", "pid 1 counts too: --pids-limit must be at least 2"
 	case pid1.StageRlimit:
 		e.Object, e.Hint = "", "a hard limit cannot be raised from inside; lower --ulimit"
 	default:

@@ -18,6 +18,7 @@ import (
 type terminal struct {
 	io         IO
 	stdin      bool
+	limit      *output  // counts what is copied; nil is no limit
 	sock, peer *os.File // ours, the engine's
 	master     *os.File
 	rows, cols uint16
@@ -27,8 +28,11 @@ type terminal struct {
 	wg         sync.WaitGroup
 }
 
-func newTerminal(out IO, stdin bool) (*terminal, error) {
+func newTerminal(out IO, stdin bool, outputLimit int64) (*terminal, error) {
 	t := &terminal{io: out, stdin: stdin, rows: 24, cols: 80}
+	if outputLimit > 0 {
+		t.limit = newCounter(outputLimit)
+	}
 	if stdin && out.Stdin != nil {
 		saved, err := unix.IoctlGetTermios(int(out.Stdin.Fd()), unix.TCGETS)
 		if err != nil {
@@ -94,7 +98,12 @@ func (t *terminal) receive() error {
 	t.wg.Add(1)
 	go func() {
 		defer t.wg.Done()
-		_, _ = io.Copy(t.io.Stdout, t.master) // ends with EIO when the last slave is closed
+		// Ends with EIO when the last slave is closed.
+		if t.limit != nil {
+			t.limit.copy(t.io.Stdout, t.master)
+			return
+		}
+		_, _ = io.Copy(t.io.Stdout, t.master)
 	}()
 	if t.stdin && t.io.Stdin != nil {
 		go func() { _, _ = io.Copy(t.master, t.io.Stdin) }() // ends with the process

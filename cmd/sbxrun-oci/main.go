@@ -44,6 +44,7 @@ func main() {
 }
 
 func launch() (int, error) {
+	unix.Umask(0o022) // what is made inside is for the sandbox's user, whatever the caller keeps from others
 	for fd := engine.OCILaunchFD; fd <= engine.OCINetNSFD; fd++ {
 		unix.CloseOnExec(fd) // libcontainer passes on what it is told to, nothing else
 	}

@@ -427,6 +427,7 @@ func (o *runOptions) prepare(sigs *signals, c *command, args []string, dry bool)
 func run(c *command, o *runOptions, args []string) (code int, err error) {
 	start := time.Now()
 	var sigs signals
+	go sigs.listen()
 	if err := o.load(c); err != nil {
 		c.ui.error(err)
 		reportUsage(c, err)
@@ -453,6 +454,8 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 			res.Stage = "usage"
 		case o.requirements != "":
 			res.Stage = "bake"
+		default:
+			res.Stage = "base"
 		}
 	default:
 		io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs.listen, NoFigures: o.report == ""}

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// signals listens late: each signal that is listened to costs two switches
-// between threads, together a tenth of a launch. Until listen is called they do
+// signals listens beside the launch: each signal that is listened to costs two
+// switches between threads, together a tenth of a launch. Until then they do
 // what they do to any process; what is left then is healed as after kill -9.
 type signals struct {
 	once sync.Once
@@ -19,7 +19,7 @@ type signals struct {
 	early os.Signal
 }
 
-// listen starts to; it may be called again.
+// listen starts to, or waits until it has; it may be called again.
 func (s *signals) listen() <-chan os.Signal {
 	s.once.Do(func() {
 		s.ch = make(chan os.Signal, 16)

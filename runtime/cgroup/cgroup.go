@@ -615,6 +615,9 @@ func (g *Group) Tasks() ([]*os.File, error) {
 	var out []*os.File
 	for _, d := range g.Dirs() {
 		p := filepath.Join(d, "tasks")
+		if d == g.dirs[""] {
+			p = filepath.Join(d, "cgroup.procs") // the v2 tree of a hybrid host
+		}
 		fd, err := open(p, unix.O_WRONLY)
 		if err != nil {
 			for _, f := range out {

@@ -45,6 +45,8 @@ type Launch struct {
 	CgroupPath string `json:"cgroup_path"`
 	// CgroupTasks are the group's `tasks` files, open for writing (v1).
 	CgroupTasks []*os.File `json:"-"`
+	// ResetOOMScore sets pid 1's oom_score_adj to 0: the caller's is negative.
+	ResetOOMScore bool `json:"reset_oom_score,omitempty"`
 	// NetNS is "" for a fresh network namespace, "host" for the host's, "fd"
 	// for the one in Files.NetNS.
 	NetNS string `json:"netns"`

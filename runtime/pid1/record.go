@@ -48,6 +48,9 @@ type Record struct {
 	Filter     []byte   // struct sock_filter[], empty is none
 	Rlimits    []Rlimit
 	TTY        bool // fd 0 is the controlling terminal: become its foreground
+	// Jailed makes the program check that it holds no capability in any set and
+	// can gain none; only tests start it otherwise.
+	Jailed bool
 	// LandlockScoped is a set of LANDLOCK_SCOPE_* bits, 0 is no Landlock.
 	LandlockScoped uint32
 }
@@ -104,6 +107,9 @@ func (r *Record) Encode() ([]byte, error) {
 	var flags uint32
 	if r.TTY {
 		flags |= 1
+	}
+	if r.Jailed {
+		flags |= 2
 	}
 	h := []uint32{
 		uint32(len(buf)), // read first, to know what to map
@@ -202,13 +208,17 @@ const (
 	StageLoopback
 	StageControl
 	StageOp // Message.Op says which
+	StageSession
+	StageKeyring
+	StageDumpable
+	StagePrivilege
 )
 
 var stageNames = [...]string{
 	"", "read launch record", "block signals", "make pipe", "fork", "set process group",
 	"take terminal", "set resource limits", "close descriptors", "apply Landlock", "load seccomp filter", "execute", "execute",
 	"mount procfs", "drop groups", "make user namespace", "enter network namespace", "make namespaces", "set lo up",
-	"receive root", "set up",
+	"receive root", "set up", "make session", "join session keyring", "hide from tracing", "give up privileges",
 }
 
 // String names the operation.

@@ -19,7 +19,7 @@ var devNodes = []struct {
 // makeDev gives the sandbox's /dev: a small tmpfs of ours with real nodes, so
 // that nothing of the image's or the host's /dev is ever looked at. Where we
 // may not make nodes (no CAP_MKNOD, a device cgroup), the host's are bound over
-// placeholders: those come back as mounts.
+// placeholders: those come back as mounts below /dev.
 func makeDev(l *engine.Launch) (_ *os.File, binds []engine.Mount, err error) {
 	attr := 0
 	for _, m := range l.Mounts {
@@ -65,6 +65,9 @@ func makeDev(l *engine.Launch) (_ *os.File, binds []engine.Mount, err error) {
 		if err := unix.Symlinkat(s[0], fd, s[1]); err != nil {
 			return nil, nil, fmt.Errorf("make /dev/%s: %w", s[1], err)
 		}
+		if err := unix.Fchownat(fd, s[1], int(l.IDBase), int(l.IDBase), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return nil, nil, fmt.Errorf("make /dev/%s: %w", s[1], err)
+		}
 	}
 	if l.TTY {
 		if err := unix.Mknodat(fd, "console", unix.S_IFREG|0o600, 0); err != nil {
@@ -83,10 +86,13 @@ func bindNode(dev int, name string, rdev uint64) (engine.Mount, error) {
 	if err != nil {
 		return engine.Mount{}, err
 	}
-	m := engine.Mount{Type: "bind", Target: "/dev/" + name, Tree: os.NewFile(uintptr(fd), "/dev/"+name), File: true}
+	m := engine.Mount{Type: "bind", Target: name, Tree: os.NewFile(uintptr(fd), "/dev/"+name), File: true}
 	var st unix.Stat_t
 	if err = unix.Fstat(fd, &st); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != rdev) {
 		err = errors.New("the host's is not that device")
+	}
+	if err == nil {
+		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC})
 	}
 	if err != nil {
 		m.Tree.Close()

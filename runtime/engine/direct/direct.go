@@ -173,10 +173,15 @@ func (b *launch) Prepare(l *engine.Launch) (err error) {
 	if _, err := b.UserNS(); err != nil {
 		return err
 	}
+	if l.ResetOOMScore {
+		if err := write("/proc/"+strconv.Itoa(b.pid)+"/oom_score_adj", "0"); err != nil {
+			return err
+		}
+	}
 	if b.dev, b.nodes, err = makeDev(l); err != nil {
 		return err
 	}
-	t, err := b.program.before(l, b.dev)
+	t, err := b.program.before(l, b.dev, b.nodes)
 	if err != nil {
 		return err
 	}
@@ -190,7 +195,7 @@ func (b *launch) Start(l *engine.Launch, binds []engine.Mount, r *pid1.Record) (
 		return 0, err
 	}
 	defer record.Close()
-	t, slot, err := b.program.inside(l, append(b.nodes, binds...), record, b.files.Console)
+	t, slot, err := b.program.inside(l, binds, record, b.files.Console)
 	if err != nil {
 		return 0, err
 	}
@@ -212,7 +217,11 @@ func (b *launch) hand(t *part, record int32) error {
 		}
 		binary.NativeEndian.PutUint32(buf[4:], uint32(len(buf)-8))
 		if err := unix.Sendmsg(b.control, buf, rights, nil, unix.MSG_NOSIGNAL); err != nil {
-			return errors.Join(engine.ErrEnded, fmt.Errorf("hand over: %w", err))
+			err = fmt.Errorf("hand over: %w", err)
+			if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+				err = errors.Join(engine.ErrEnded, err)
+			}
+			return err
 		}
 		return nil
 	}
@@ -246,7 +255,7 @@ func (b *launch) hand(t *part, record int32) error {
 
 // Explain implements [engine.Begun].
 func (b *launch) Explain(m pid1.Message) error {
-	if m.Stage < pid1.StageProc {
+	if m.Stage < pid1.StageProc || m.Stage > pid1.StageKeyring {
 		return nil
 	}
 	op, hint := m.Stage.String(), ""
@@ -256,6 +265,12 @@ func (b *launch) Explain(m pid1.Message) error {
 		}
 		o := b.program.ops[m.Op]
 		op = o.what
+		if o.code == opAttach && m.Errno == unix.EINVAL {
+			hint = "is one of source and target a file and the other a folder?"
+		}
+		if o.code == opAttach && m.Errno == unix.ELOOP {
+			hint = "a symbolic link of the base lies on the way"
+		}
 		if o.object != "" {
 			op += " " + strconv.Quote(o.object)
 		}

@@ -159,7 +159,7 @@ func TestCompiledOrder(t *testing.T) {
 	defer null.Close()
 	l := launchOf()
 	l.CgroupTasks = []*os.File{null}
-	before, err := p.before(l, null)
+	before, err := p.before(l, null, nil)
 	require.NoError(t, err)
 	require.Equal(t, `enter cgroup /dev/null
 make cgroup namespace
@@ -203,13 +203,13 @@ func TestWhatThisEngineDoesNotKnowIsRefused(t *testing.T) {
 			l := launchOf()
 			change(l)
 			var p program
-			_, err := p.before(l, os.Stdin)
+			_, err := p.before(l, os.Stdin, nil)
 			require.ErrorContains(t, err, "launch: ")
 		})
 	}
 	l := launchOf()
 	var p program
-	_, err := p.before(l, os.Stdin)
+	_, err := p.before(l, os.Stdin, nil)
 	require.NoError(t, err)
 	many := make([]engine.Mount, maxFDs)
 	for i := range many {

@@ -45,6 +45,12 @@ type op struct {
 	what, object string
 }
 
+// Flags of opAttach.
+const (
+	targetFolder = 1 << iota // what is missing at the end is made as a folder
+	targetNoLink             // no symbolic link may be on the way
+)
+
 const (
 	procSlot = 0 // made by stage.c itself
 	// maxFDs is what stage.c has room for (NFD), maxOps for bytes of one message.
@@ -78,7 +84,7 @@ func (p *program) file(t *part, f *os.File) int32 {
 // is joined before the namespace that makes it the root that is seen; ids are
 // the sandbox's before anything is mounted; procfs is masked before it is
 // anywhere that the sandbox can see.
-func (p *program) before(l *engine.Launch, dev *os.File) (*part, error) {
+func (p *program) before(l *engine.Launch, dev *os.File, nodes []engine.Mount) (*part, error) {
 	t := &part{}
 	add := func(o op) { t.ops = append(t.ops, o) }
 	p.dev = p.file(t, dev)
@@ -93,6 +99,9 @@ func (p *program) before(l *engine.Launch, dev *os.File) (*part, error) {
 	// the root is there they lie over the host's, in pid 1's namespace alone.
 	add(op{code: opPark, a: procSlot, data: []string{"/proc"}, what: "attach procfs"})
 	add(op{code: opPark, a: p.dev, data: []string{"/dev"}, what: "attach /dev"})
+	for _, m := range nodes {
+		add(op{code: opAttach, a: p.file(t, m.Tree), b: p.dev, data: []string{m.Target}, what: "mount on", object: "/dev/" + m.Target})
+	}
 	for _, h := range []struct {
 		code  code
 		paths []string
@@ -154,11 +163,14 @@ func (p *program) inside(l *engine.Launch, binds []engine.Mount, record, console
 	}
 	slices.SortStableFunc(all, func(a, b mount) int { return a.Rank() - b.Rank() })
 	for _, m := range all {
-		folder := uint64(1)
-		if m.File {
-			folder = 0
+		var flags uint64
+		if !m.File {
+			flags |= targetFolder
 		}
-		add(op{code: opAttach, a: m.slot, b: root, flags: folder, data: []string{m.Target}, what: "mount on", object: m.Target})
+		if m.Tree == nil && (m.slot == procSlot || m.slot == p.dev || strings.HasPrefix(m.Target, "/dev/")) {
+			flags |= targetNoLink
+		}
+		add(op{code: opAttach, a: m.slot, b: root, flags: flags, data: []string{m.Target}, what: "mount on", object: m.Target})
 	}
 	add(op{code: opMkdir, a: root, data: []string{l.Cwd}, what: "make working directory", object: l.Cwd})
 	if l.TTY {
@@ -177,7 +189,7 @@ func (p *program) inside(l *engine.Launch, binds []engine.Mount, record, console
 	add(op{code: opDrop, a: int32(l.UID), b: int32(l.GID), what: "drop privileges"})
 	p.ops = append(p.ops, t.ops...)
 	if p.next >= maxFDs {
-		return nil, 0, fmt.Errorf("launch: %d mounts: %w", len(l.Mounts)+len(binds), unix.E2BIG)
+		return nil, 0, &failure{fmt.Errorf("launch: %d mounts: %w", len(l.Mounts)+len(binds), unix.E2BIG), "about 500 are possible: give folders above them, or --engine libcontainer"}
 	}
 	return t, slot, nil
 }

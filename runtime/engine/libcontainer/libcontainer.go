@@ -66,7 +66,12 @@ func Start(l *engine.Launch, f engine.Files, record *os.File) (int, error) {
 }
 
 // destroy ends what a failed start left.
-func destroy(c *libcontainer.Container) error {
+func destroy(c *libcontainer.Container) (err error) {
+	defer func() {
+		if recover() != nil { // the library looks at the process also where none was started: then nothing is left
+			err = nil
+		}
+	}()
 	_ = c.Signal(unix.SIGKILL) // nothing to kill is fine
 	if err := c.Destroy(); err != nil {
 		return fmt.Errorf("destroy container: %w", err)
@@ -100,6 +105,9 @@ func config(l *engine.Launch, netns *os.File) *configs.Config {
 			// Beside nodev and the user namespace: deny all, then what is in /dev.
 			Devices: []*devices.Rule{{Type: devices.WildcardDevice, Major: devices.Wildcard, Minor: devices.Wildcard, Permissions: "rwm"}},
 		}},
+	}
+	if l.ResetOOMScore {
+		c.OomScoreAdj = new(int)
 	}
 	switch l.NetNS {
 	case "":

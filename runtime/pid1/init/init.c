@@ -29,7 +29,7 @@
 
 /* ---- the record (fd 3) and the status messages (fd 4) ------------------ */
 enum { FD_RECORD = 3, FD_STATUS = 4, FD_LIFELINE = 5 };
-enum { MAGIC = 0x31584253, FLAG_TTY = 1 };
+enum { MAGIC = 0x31584253, FLAG_TTY = 1, FLAG_JAILED = 2 };
 struct record {
 	u32 magic, total, flags;
 	u32 argc, envc, candc;          /* number of strings */
@@ -43,7 +43,8 @@ struct rlim { u32 resource, pad; u64 soft, hard; };
 enum { MSG_STARTED = 1, MSG_FAILED = 2, MSG_EXITED = 3 };
 enum { ST_RECORD = 1, ST_SIGNALS, ST_PIPE, ST_FORK, ST_GROUP, ST_TERMINAL, ST_RLIMIT,
 	ST_CLOSE, ST_LANDLOCK, ST_SECCOMP, ST_EXEC, ST_INTERPRETER,
-	ST_PROC, ST_GROUPS, ST_USERNS, ST_NETNS, ST_UNSHARE, ST_LOOPBACK, ST_CONTROL, ST_OP };
+	ST_PROC, ST_GROUPS, ST_USERNS, ST_NETNS, ST_UNSHARE, ST_LOOPBACK, ST_CONTROL, ST_OP,
+	ST_SESSION, ST_KEYRING, ST_DUMPABLE, ST_PRIVILEGE };
 struct msg {
 	u32 type, stage;
 	s32 errno_, wstatus;            /* of ST_OP: the index of the operation */
@@ -127,10 +128,6 @@ static void child(struct record *r, char **argv, char **envp, char **cand)
 		    (e = S2(NR_landlock_restrict, e, 0)) < 0)
 			child_fail(ST_LANDLOCK, e);
 	}
-	/* What the supervisor ignores (SIGPIPE) is not the command's to ignore. */
-	u64 dfl[4] = { 0, 0, 0, 0 };
-	for (int sig = 1; sig <= 64; sig++)
-		S4(NR_rt_sigaction, sig, dfl, 0, 8);
 	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, 0, 8);
 
 	/* Last: from here on the filter judges us too. */
@@ -185,6 +182,25 @@ static struct record *load(int fd)
 	return r;
 }
 
+/* unprivileged trusts no engine: what execve could give or keep must be gone. */
+static void unprivileged(void)
+{
+	u32 head[2] = { 0x20080522, 0 }, sets[6];
+	s64 e = S2(NR_capget, head, sets);
+
+	for (int i = 0; e == 0 && i < 6; i++)
+		if (sets[i])
+			e = -1; /* EPERM */
+	for (int c = 0; e == 0 && c < 64; c++)
+		if (S5(NR_prctl, 23 /* PR_CAPBSET_READ */, c, 0, 0, 0) == 1 ||
+		    S5(NR_prctl, 47 /* PR_CAP_AMBIENT */, 1 /* IS_SET */, c, 0, 0) == 1)
+			e = -1;
+	if (e == 0 && S5(NR_prctl, 39 /* PR_GET_NO_NEW_PRIVS */, 0, 0, 0, 0) != 1)
+		e = -1;
+	if (e)
+		fail(ST_PRIVILEGE, e);
+}
+
 #include "stage.c"
 
 void start(s64 *sp);
@@ -194,15 +210,27 @@ void start(s64 *sp)
 	u64 all = ~0UL;
 	int err[2];
 
-	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0);
+	if ((e = S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0)) < 0)
+		fail(ST_DUMPABLE, e);
 	S5(NR_prctl, 15 /* PR_SET_NAME */, "sbxrun-init", 0, 0, 0);
 	S1(NR_umask, 022);
 	S4(NR_rt_sigprocmask, 2 /* SIG_SETMASK */, &all, 0, 8);
+	/* What the supervisor ignores (SIGPIPE) is not the command's to ignore. */
+	u64 dfl[4] = { 0, 0, 0, 0 };
+	for (int sig = 1; sig <= 64; sig++)
+		S4(NR_rt_sigaction, sig, dfl, 0, 8);
 
 	/* An engine that did everything gives no argument; the direct one gives
 	 * one, the network: see stage.c. */
 	struct record *r = sp[0] == 2 ? stage(*(char *)sp[2]) : load(FD_RECORD);
-	S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0); /* changing ids may have set it */
+	if ((e = S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0)) < 0) /* changing ids may have set it */
+		fail(ST_DUMPABLE, e);
+	S1(NR_personality, 0); /* not the caller's, which may have turned address randomisation off */
+	if (r->flags & FLAG_JAILED) {
+		unprivileged();
+		if (!r->filter_len)
+			fail(ST_SECCOMP, -22);
+	}
 	char **argv = strings(r->argv, r->argc);
 	char **envp = strings(r->envp, r->envc);
 	char **cand = strings(r->cand, r->candc);
