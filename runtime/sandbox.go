@@ -471,6 +471,11 @@ func (s *sandbox) prepare() error {
 		}
 		l.CgroupTasks = tasks
 	}
+	// From here on a signal is the command's, and no longer ends this process;
+	// and now, as pid 1 takes longer to make its namespaces than we did.
+	if s.io.Signals != nil {
+		s.signals = s.io.Signals()
+	}
 	return s.endedEarly(s.begun.Prepare(l))
 }
 
@@ -496,10 +501,6 @@ func (s *sandbox) start() error {
 	rec, err := s.record()
 	if err != nil {
 		return err
-	}
-	// From here on a signal is the command's, and no longer ends this process.
-	if s.io.Signals != nil {
-		s.signals = s.io.Signals()
 	}
 	pid, err := s.begun.Start(l, binds, rec)
 	if s.output != nil {

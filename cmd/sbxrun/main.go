@@ -52,17 +52,7 @@ func main() {
 	if runtime.TTYGuard(os.Args) {
 		return
 	}
-	roomy()
 	os.Exit(dispatch(os.Args[1:]))
-}
-
-// roomy grows the stack once to what a launch needs, instead of by copying it
-// at 4, 8 and 16 KiB.
-//
-//go:noinline
-func roomy() byte {
-	var b [24 << 10]byte
-	return b[len(os.Args)]
 }
 
 func dispatch(args []string) int {

@@ -427,7 +427,6 @@ func (o *runOptions) prepare(sigs *signals, c *command, args []string, dry bool)
 func run(c *command, o *runOptions, args []string) (code int, err error) {
 	start := time.Now()
 	var sigs signals
-	go sigs.listen()
 	if err := o.load(c); err != nil {
 		c.ui.error(err)
 		reportUsage(c, err)

@@ -9,9 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// signals listens beside the launch: each signal that is listened to costs two
-// switches between threads, together a tenth of a launch. Until then they do
-// what they do to any process; what is left then is healed as after kill -9.
+// signals listens only when it is told to, in the shadow of pid 1's start or
+// before a bake: each signal that is listened to costs two switches between
+// threads. Until then they do what they do to any process; what is left then is
+// healed as after kill -9.
 type signals struct {
 	once sync.Once
 	ch   chan os.Signal
@@ -19,7 +20,7 @@ type signals struct {
 	early os.Signal
 }
 
-// listen starts to, or waits until it has; it may be called again.
+// listen starts to; it may be called again.
 func (s *signals) listen() <-chan os.Signal {
 	s.once.Do(func() {
 		s.ch = make(chan os.Signal, 16)
