@@ -223,6 +223,9 @@ func newWorkshop(ctx context.Context, o options) (w *workshop, err error) {
 			return w, err
 		}
 	}
+	if err = w.install(); err != nil {
+		return w, err
+	}
 	w.undo = append(w.undo, w.collect)
 	for name, static := range map[string]bool{"timer": false, "floor": true} {
 		if err := w.compile(ctx, name, static); err != nil {
@@ -244,6 +247,26 @@ func (w *workshop) tempDir(parent string) (string, error) {
 		return "", fmt.Errorf("make directory: %w", err)
 	}
 	return dir, nil
+}
+
+// install copies the programs, as `make install` does: in the page cache, what
+// the linker wrote lies in smaller pieces, and each costs a launch a page fault
+// (0.4 ms in all, measured).
+func (w *workshop) install() error {
+	for _, suffix := range []string{"", "-oci"} {
+		b, err := os.ReadFile(w.o.sbxrun + suffix)
+		if suffix != "" && errors.Is(err, os.ErrNotExist) {
+			continue // only the other engine needs it
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(w.dir, "sbxrun"+suffix), b, 0o755) //nolint:gosec // a program
+		}
+		if err != nil {
+			return fmt.Errorf("copy sbxrun: %w", err)
+		}
+	}
+	w.o.sbxrun = filepath.Join(w.dir, "sbxrun")
+	return nil
 }
 
 // collect removes what an interrupted sbxrun has left, as any sbxrun would that
