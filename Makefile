@@ -48,6 +48,7 @@ demo: build ## run a real project's test suite in a sandbox, packages from the i
 	@scripts/demo.sh
 
 test: build ## set up and run every test that this machine can run; ends with the counts
+	@scripts/setup.sh test
 	$(GO) run ./test/cmd/tally -- $(GO) test -json -count=1 -p $(TEST_P) -timeout $(TEST_TIMEOUT) $(TEST_FLAGS) ./...
 
 test-unit: $(init) ## only the tests that need no privilege (-short)

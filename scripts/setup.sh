@@ -1,9 +1,17 @@
 #!/bin/sh
 # Makes a Debian or Ubuntu machine ready to build, test and demonstrate sbxrun.
-# Does nothing, quickly, when everything is there; `make setup` calls it.
+# Does nothing, quickly, when everything is there; `make setup` calls it, and
+# `make test` with "test", for what only tests need.
 set -eu
 
 packages="gcc libc6-dev libseccomp-dev pkg-config python3 python3-venv python3-pip ca-certificates e2fsprogs git"
+if [ "${1:-}" = test ]; then
+	# The other architecture's compiler: pid 1 must compile for both.
+	case "$(uname -m)" in
+	x86_64) packages="$packages gcc-aarch64-linux-gnu" ;;
+	aarch64) packages="$packages gcc-x86-64-linux-gnu" ;;
+	esac
+fi
 go_wanted=26 # minor version: go 1.26
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -181,6 +181,13 @@ func Compiler(t testing.TB) {
 	promised(t, "gcc", err)
 }
 
+// CrossCompiler needs a C compiler by its full name, as Debian calls it.
+func CrossCompiler(t testing.TB, name string) {
+	t.Helper()
+	_, err := exec.LookPath(name)
+	promised(t, name, err)
+}
+
 // Binary needs bin/sbxrun and bin/sbxrun-oci and returns the path of the first.
 // SBXRUN_BIN names another one.
 func Binary(t testing.TB) string {
