@@ -102,6 +102,15 @@ func (h *Host) Report() []Check {
 			d += ": " + err.Error()
 		}
 		add("cgroups", err == nil, d, HintOf(err))
+		home, ours := h.Cgroup.Home()
+		add("cgroup controllers", true, "there: "+strings.Join(h.Cgroup.Controllers(), " ")+"; on: "+strings.Join(h.Cgroup.Enabled(), " "), "")
+		switch {
+		case ours:
+			home += " (that cgroup is ours: a delegated unit, or a container's root)"
+		case h.Cgroup.Mode == "v2":
+			home += " (this process's own cgroup is not delegated to it)"
+		}
+		add("cgroup of sandboxes", true, home, "")
 	}
 	for _, ns := range []string{"user", "mnt", "pid", "net", "ipc", "uts", "cgroup", "time"} {
 		_, err := os.Stat("/proc/self/ns/" + ns)

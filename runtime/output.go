@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -93,8 +94,43 @@ func (o *output) copy(dst, src *os.File) {
 	}
 }
 
-// drain waits for the rest of what the command wrote before it ended.
-func (o *output) drain() { o.wg.Wait() }
+// drain waits for the rest of what the command wrote before it ended. Its
+// processes are dead; an end of the pipe that was passed out of the sandbox is
+// not waited for, and who reads from us may be given up by a signal.
+func (o *output) drain(signals <-chan os.Signal) { drain(&o.wg, signals, o.stdoutR, o.stderrR) }
+
+func drain(wg *sync.WaitGroup, signals <-chan os.Signal, sources ...*os.File) {
+	done := make(chan struct{})
+	go func() { defer close(done); wg.Wait() }()
+	check := time.NewTicker(20 * time.Millisecond)
+	defer check.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-signals:
+			return
+		case <-check.C:
+			left := 0
+			for _, f := range sources {
+				c, err := f.SyscallConn()
+				if err == nil {
+					_ = c.Control(func(fd uintptr) {
+						if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
+							left += n
+						}
+					})
+				}
+			}
+			if left == 0 {
+				for _, f := range sources {
+					f.Close() // ends the reading; what was read is still written
+				}
+				<-time.After(time.Millisecond)
+			}
+		}
+	}
+}
 
 func (o *output) writeError() error {
 	o.mu.Lock()

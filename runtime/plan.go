@@ -25,6 +25,7 @@ const (
 	defaultHome        = "/home/sandbox"
 	defaultPath        = "/usr/local/bin:/usr/bin:/bin"
 	defaultMemoryBytes = 1 << 30
+	minMemoryBytes     = 6 << 20
 	defaultPids        = 256
 	defaultCPUs        = 1
 	defaultDiskBytes   = 1 << 30
@@ -87,6 +88,7 @@ type Plan struct {
 	Volumes   []Volume       `json:"volumes"`
 	ReadOnly  bool           `json:"read_only"`
 	Mounts    []engine.Mount `json:"mounts"` // besides base binds and volumes
+	Secrets   []Secret       `json:"secrets,omitempty"`
 	Masked    []string       `json:"masked_paths"`
 	ReadPaths []string       `json:"readonly_paths"`
 
@@ -103,6 +105,12 @@ type Plan struct {
 	Limits       Limits   `json:"limits"`
 	Rlimits      []Rlimit `json:"rlimits"`
 	CgroupParent string   `json:"cgroup_parent,omitempty"`
+	// CgroupManager is cgroupfs or systemd.
+	CgroupManager string `json:"cgroup_manager"`
+
+	PassFDs   int  `json:"pass_fds,omitempty"`
+	ListenFDs int  `json:"listen_fds,omitempty"`
+	Notify    bool `json:"notify,omitempty"` // the command has a socket to the service manager
 
 	StopSignal  int           `json:"stop_signal"`
 	StopTimeout time.Duration `json:"stop_timeout_ns"`
@@ -135,6 +143,11 @@ func NewPlan(spec Spec, host *Host, dirs Dirs) (*Plan, error) {
 		},
 		ReadPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 	}
+	for _, r := range spec.Name { // it goes into journals, reports and terminals
+		if r < ' ' || r == 0x7f {
+			return nil, planErr("use name", spec.Name, errors.New("holds a control character"), "choose another --name")
+		}
+	}
 	if p.Engine == "" {
 		p.Engine = engineDirect
 	}
@@ -152,7 +165,7 @@ func NewPlan(spec Spec, host *Host, dirs Dirs) (*Plan, error) {
 			return nil, planErr("degrade", d, errors.New("not a protection that can be given up"), "only idmap can be given up")
 		}
 	}
-	for _, step := range []func(Spec, *Host) error{p.command, p.network, p.rootfs, p.limits, p.protect} {
+	for _, step := range []func(Spec, *Host) error{p.command, p.network, p.rootfs, p.service, p.limits, p.protect} {
 		if err := step(spec, host); err != nil {
 			return nil, err
 		}
@@ -211,6 +224,9 @@ func (p *Plan) command(spec Spec, _ *Host) error {
 		if k, _, ok := strings.Cut(kv, "="); !ok || k == "" {
 			return planErr("set variable", kv, errors.New("not KEY=VALUE"), "")
 		}
+		env.set(kv)
+	}
+	for _, kv := range serviceEnv(spec) {
 		env.set(kv)
 	}
 	p.Env = env.list()
@@ -274,6 +290,8 @@ func insidePath(s string) error {
 		return errors.New("not an absolute path")
 	case strings.IndexByte(s, 0) >= 0:
 		return errors.New("holds a NUL byte")
+	case len(s) >= unix.PathMax:
+		return errors.New("longer than 4095 bytes")
 	case path.Clean(s) != s && path.Clean(s)+"/" != s:
 		return errors.New(`holds "..", "." or "//"`)
 	}
@@ -344,7 +362,7 @@ func (p *Plan) rootfs(spec Spec, _ *Host) error {
 	p.Mounts = []engine.Mount{
 		{Type: "proc", Source: "proc", Target: "/proc", Flags: safe | unix.MS_NOEXEC},
 		{Type: "tmpfs", Source: "tmpfs", Target: "/dev", Flags: unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_STRICTATIME, Data: "mode=755,size=64k,nr_inodes=64"},
-		{Type: "devpts", Source: "devpts", Target: "/dev/pts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620,gid=5"},
+		{Type: "devpts", Source: "devpts", Target: "/dev/pts", Flags: unix.MS_NOSUID | unix.MS_NOEXEC, Data: "newinstance,ptmxmode=0666,mode=0620,gid=5,max=64"},
 		{Type: "tmpfs", Source: "shm", Target: "/dev/shm", Flags: safe | unix.MS_NOEXEC, Data: fmt.Sprintf("mode=1777,size=%d", shm)},
 	}
 	tmpfs := append([]Tmpfs{}, spec.Tmpfs...)
@@ -406,7 +424,7 @@ func (p *Plan) limits(spec Spec, host *Host) error {
 	if l.SwapBytes < 0 {
 		l.SwapBytes = -1
 	}
-	if l.MemoryBytes > 0 && l.MemoryBytes < 6<<20 {
+	if l.MemoryBytes > 0 && l.MemoryBytes < minMemoryBytes {
 		return planErr("limit memory to", fmt.Sprint(l.MemoryBytes), errors.New("too little to start a process in"), "the minimum is 6m")
 	}
 	switch {
@@ -416,6 +434,9 @@ func (p *Plan) limits(spec Spec, host *Host) error {
 		l.CPUs = -1
 	case l.CPUs < 0.01 || l.CPUs > float64(host.CPUs):
 		return planErr("limit cpus to", fmt.Sprint(l.CPUs), errors.New("out of range"), fmt.Sprintf("this host offers 0.01 to %d", host.CPUs))
+	}
+	if err := checkShares(&l.Limits); err != nil {
+		return err
 	}
 	if host.cgroupE != nil {
 		return planErr("limit resources", "", host.cgroupE, "sbxrun doctor says what is missing")
@@ -508,6 +529,35 @@ func (p *Plan) limits(spec Spec, host *Host) error {
 	return nil
 }
 
+// checkShares checks what no default exists for, and finds the disks of rates.
+func checkShares(l *cgroup.Limits) error {
+	bad := func(what string, n int64, why, hint string) error {
+		return planErr("limit "+what+" to", fmt.Sprint(n), errors.New(why), hint)
+	}
+	limited := l.MemoryBytes > 0
+	switch {
+	case l.MemoryLowBytes < 0 || limited && l.MemoryLowBytes > l.MemoryBytes:
+		return bad("memory reservation", l.MemoryLowBytes, "above the memory limit", fmt.Sprintf("--memory is %s", num(l.MemoryBytes)))
+	case l.MemoryHighBytes < 0 || l.MemoryHighBytes > 0 && l.MemoryHighBytes < minMemoryBytes:
+		return bad("memory high", l.MemoryHighBytes, "too little to start a process in", "the minimum is 6m")
+	case limited && l.MemoryHighBytes > l.MemoryBytes:
+		return bad("memory high", l.MemoryHighBytes, "above the memory limit: it would do nothing", fmt.Sprintf("--memory is %s", num(l.MemoryBytes)))
+	case l.CPUShares != 0 && (l.CPUShares < 2 || l.CPUShares > 262144):
+		return bad("cpu shares", l.CPUShares, "out of range", "2 to 262144; 1024 is what others have")
+	case l.CPUWeight != 0 && (l.CPUWeight < 1 || l.CPUWeight > 10000):
+		return bad("cpu weight", l.CPUWeight, "out of range", "1 to 10000; 100 is what others have")
+	case l.CPUShares != 0 && l.CPUWeight != 0:
+		return bad("cpu weight", l.CPUWeight, "--cpu-shares says the same", "give one of them")
+	case l.BlkioWeight != 0 && (l.BlkioWeight < 10 || l.BlkioWeight > 1000):
+		return bad("blkio weight", l.BlkioWeight, "out of range", "10 to 1000")
+	}
+	var err error
+	if l.IO, err = cgroup.Disks(l.IO); err != nil {
+		return planErr("limit resources", "", err, HintOf(err))
+	}
+	return nil
+}
+
 func (p *Plan) protect(_ Spec, host *Host) error {
 	if host.EUID != 0 {
 		return planErr("run", "", errors.New("not root"), "run sbxrun as root: sudo sbxrun …")
@@ -585,11 +635,20 @@ func (p *Plan) Text() string {
 	for _, m := range p.Mounts {
 		row("mount", "%s on %s %s", m.Type, m.Target, m.Data)
 	}
+	for _, v := range p.Secrets {
+		row("secret", "%s on %s/%s (%04o)", v.Source, v.Dir, v.Name, v.Mode)
+	}
+	if p.PassFDs > 0 {
+		row("descriptors", "3 to %d, %d of them sockets of the service manager's", 2+p.PassFDs, p.ListenFDs)
+	}
 	row("namespaces", "%s", strings.Join(p.Namespaces, " "))
 	row("network", "%s", p.Network)
 	row("seccomp", "%s", p.Seccomp)
 	l := p.Limits
 	row("limits", "memory %s, swap %s, cpus %g, pids %d, cpuset %q", num(l.MemoryBytes), num(l.SwapBytes), l.CPUs, l.Pids, l.CPUSet)
+	if more := moreLimits(l.Limits); more != "" {
+		row("limits", "%s", more)
+	}
 	row("limits", "wall %s, cpu time %s, output %s, file size %s", dur(l.WallTime), dur(l.CPUTime), zero(l.OutputBytes), zero(l.FileBytes))
 	for _, r := range p.Rlimits {
 		row("ulimit", "%s %d:%d", r.Name, r.Soft, r.Hard)
@@ -602,6 +661,33 @@ func (p *Plan) Text() string {
 		row("degraded", "%s", d)
 	}
 	return b.String()
+}
+
+// moreLimits tells the limits that have no default.
+func moreLimits(l cgroup.Limits) string {
+	var out []string
+	for _, x := range []struct {
+		name string
+		n    int64
+	}{
+		{"memory reservation", l.MemoryLowBytes},
+		{"memory high", l.MemoryHighBytes},
+		{"cpu shares", l.CPUShares},
+		{"cpu weight", l.CPUWeight},
+		{"blkio weight", l.BlkioWeight},
+	} {
+		if x.n != 0 {
+			out = append(out, fmt.Sprintf("%s %d", x.name, x.n))
+		}
+	}
+	if l.CPUSetMems != "" {
+		out = append(out, fmt.Sprintf("cpuset mems %q", l.CPUSetMems))
+	}
+	for _, r := range l.IO {
+		out = append(out, fmt.Sprintf("disk %s (%s) read %s B/s, write %s B/s, read %s IO/s, write %s IO/s",
+			r.Device, r.Disk, zero(r.ReadBPS), zero(r.WriteBPS), zero(r.ReadIOPS), zero(r.WriteIOPS)))
+	}
+	return strings.Join(out, ", ")
 }
 
 func num(n int64) string {

@@ -1,6 +1,9 @@
 package runtime
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // Status says how a run ended, in one word.
 type Status string
@@ -57,6 +60,7 @@ type Result struct {
 	CPUSystemMS     *float64 `json:"cpu_system_ms"`
 	MemoryPeakBytes *int64   `json:"memory_peak_bytes"`
 	PidsPeak        *int64   `json:"pids_peak"`
+	PidsMaxHits     *int64   `json:"pids_max_hits"` // forks that the limit refused
 	DiskUsedBytes   *int64   `json:"disk_used_bytes"`
 	InodesUsed      *int64   `json:"inodes_used"`
 	IOReadBytes     *int64   `json:"io_read_bytes"`
@@ -66,8 +70,8 @@ type Result struct {
 	CtxVoluntary    *int64   `json:"context_switches_voluntary"`
 	CtxInvoluntary  *int64   `json:"context_switches_involuntary"`
 	ThrottledMS     *float64 `json:"throttled_ms"`
-	// Pressure is the total stall in ms per resource (v2 only).
-	Pressure map[string]float64 `json:"pressure"`
+	// Pressure is by resource: cpu, memory, io (v2 with PSI).
+	Pressure map[string]Pressure `json:"pressure"`
 
 	Limits   Limits             `json:"limits"`
 	Degraded []string           `json:"degraded"`
@@ -79,8 +83,29 @@ type Result struct {
 	PhasesMS map[string]float64 `json:"phases_ms"`
 }
 
+// Pressure is how long some, and all, processes together waited for a resource.
+type Pressure struct {
+	SomeMS *float64 `json:"some_ms"`
+	FullMS *float64 `json:"full_ms"`
+}
+
 // ResultEnv names the environment that was used.
 type ResultEnv struct {
 	Key    string `json:"key"`
 	Digest string `json:"digest"`
+}
+
+// End says in one line how it ended.
+func (r *Result) End() string {
+	end := "sandbox " + r.ID + ": "
+	if r.ID == "" {
+		end = "no sandbox: "
+	}
+	switch {
+	case r.Message != "":
+		return end + r.Message
+	case r.ExitCode == 0:
+		return end + "ended"
+	}
+	return end + "ended with " + strconv.Itoa(r.ExitCode)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/sbxrun/sbxrun/runtime/engine"
 	"github.com/sbxrun/sbxrun/runtime/engine/direct"
 	"github.com/sbxrun/sbxrun/runtime/pid1"
+	"github.com/sbxrun/sbxrun/runtime/systemd"
 	"github.com/sbxrun/sbxrun/seccomp"
 )
 
@@ -31,6 +32,12 @@ type IO struct {
 	Signals func() <-chan os.Signal
 	// StatusFD gets a JSON line when the command started and when it ended; nil is none.
 	StatusFD *os.File
+	// Passed are Plan.PassFDs descriptors (systemd.Take).
+	Passed []*os.File
+	// Service is told when the command runs and ends; nil is nobody.
+	Service *systemd.Service
+	// Scope makes a scope of systemd's for a plan that asks for one.
+	Scope ScopeMaker
 	// NoFigures leaves out what only a report shows: the measured numbers and
 	// the limits as the kernel took them.
 	NoFigures bool
@@ -56,11 +63,13 @@ type sandbox struct {
 	begun    engine.Begun
 	ns       *rootfs.Namespace // only for libcontainer
 	root     *rootfs.Root
+	scope    Scope    // nil without the systemd manager
 	status   *os.File // read end
 	output   *output
 	term     *terminal
 	pid      int
 	signals  <-chan os.Signal
+	early    []os.Signal // that came before the command had started
 
 	undo []func() error
 }
@@ -244,16 +253,28 @@ func (s *sandbox) makeCgroup() error {
 	if s.plan.Engine == engineDirect && s.plan.CgroupParent == "" {
 		s.host = s.host.Lean(s.plan.cgroupLimits(), !s.io.NoFigures || s.plan.Limits.CPUTime > 0)
 	}
+	parent, name := s.plan.CgroupParent, s.id
+	if s.plan.CgroupManager == managerSystemd {
+		if parent, err = scopePath(s.plan.CgroupParent, s.id); err != nil {
+			return err
+		}
+		name = "sandbox"
+	}
 	// Intent first: a crash between the two leaves a journal that names too
 	// much, never a cgroup that nothing names.
-	dirs, err := s.host.Paths(s.plan.CgroupParent, s.id)
+	dirs, err := s.host.Paths(parent, name)
 	if err != nil {
 		return err
 	}
 	if err := s.slot.write(journal{ID: s.id, Name: s.plan.Name, Pid: os.Getpid(), Cgroups: dirs}); err != nil {
 		return err
 	}
-	if s.group, err = s.host.Create(s.plan.CgroupParent, s.id, s.plan.cgroupLimits()); err != nil {
+	if s.plan.CgroupManager == managerSystemd {
+		if err := s.makeScope(parent); err != nil {
+			return &Error{Op: "make scope", Object: parent, Err: err, Hint: HintOf(err)}
+		}
+	}
+	if s.group, err = s.host.Create(parent, name, s.plan.cgroupLimits()); err != nil {
 		return err
 	}
 	s.push(s.group.Close)
@@ -289,7 +310,7 @@ func (s *sandbox) makeRoot() error {
 	if !s.root.IDMapped {
 		s.res.Degraded = append(s.res.Degraded, "idmap")
 	}
-	return nil
+	return s.makeServiceMounts()
 }
 
 func (s *sandbox) openNetwork() error {
@@ -342,6 +363,9 @@ func (s *sandbox) openPipes() error {
 		return err
 	}
 	s.push(f.Init.Close)
+	if err := s.openPassed(); err != nil {
+		return err
+	}
 	if p.TTY {
 		if s.term, err = newTerminal(s.io, p.Stdin, p.Limits.OutputBytes); err != nil {
 			return err
@@ -376,6 +400,7 @@ func (s *sandbox) record() (*pid1.Record, error) {
 	p := s.plan
 	rec := &pid1.Record{
 		Filter: seccomp.DefaultFilter(), TTY: p.TTY, Jailed: true, LandlockScoped: p.LandlockScoped, Candidates: p.candidates(),
+		Passed: p.PassFDs, ListenPID: p.ListenFDs > 0,
 	}
 	for _, b := range p.Argv {
 		rec.Argv = append(rec.Argv, string(b))
@@ -414,7 +439,7 @@ func (s *sandbox) begin() error {
 	*l = engine.Launch{
 		ID: s.id, Hostname: p.Hostname, StateDir: filepath.Join(stageDir, "engine"),
 		ReadOnly: p.ReadOnly, MaskPaths: p.Masked, ReadonlyPaths: p.ReadPaths,
-		IDBase: s.slot.idBase(), IDSize: p.IDRange, UID: p.UID, GID: p.GID, Cwd: p.Cwd, TTY: p.TTY, Mounts: p.Mounts,
+		IDBase: s.slot.idBase(), IDSize: p.IDRange, UID: p.UID, GID: p.GID, Cwd: p.Cwd, TTY: p.TTY, Mounts: p.Mounts, Passed: p.PassFDs,
 	}
 	if l.Hostname == "" {
 		l.Hostname = s.id
@@ -565,6 +590,10 @@ func (s *sandbox) reap() error {
 		return nil
 	}
 	_ = unix.Kill(s.pid, unix.SIGKILL)
+	s.group.Thaw()
+	// What it has to end may keep the CPU from it.
+	help := time.AfterFunc(100*time.Millisecond, func() { _ = s.group.Kill() })
+	defer help.Stop()
 	for {
 		_, err := unix.Wait4(s.pid, nil, 0, nil)
 		if errors.Is(err, unix.EINTR) {

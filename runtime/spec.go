@@ -55,8 +55,25 @@ type Spec struct {
 	StopSignal  int
 	StopTimeout time.Duration
 
-	// CgroupParent is a cgroup path below the mount point; "" is the caller's
-	// own cgroup + /sbxrun.
+	// Secrets are files that only the sandbox's user can read, on a file system
+	// in memory.
+	Secrets []Secret
+	// PassFDs descriptors of this process, from 3 up, become the command's, under
+	// the same numbers. The first ListenFDs of them are sockets in the sense of
+	// sd_listen_fds(3), named ListenNames: the command's LISTEN_ variables say so.
+	PassFDs     int
+	ListenFDs   int
+	ListenNames string
+	// Notify gives the command a socket to the service manager of its own
+	// (IO.Service relays).
+	Notify bool
+
+	// CgroupManager is "cgroupfs" or "systemd": who makes the sandbox's cgroup;
+	// "" and "auto" are cgroupfs.
+	CgroupManager string
+	// CgroupParent is a cgroup path below the mount point; "" is sbxrun in the
+	// caller's own cgroup (v1), in the one that was delegated to the caller, or in
+	// the root (v2).
 	CgroupParent string
 	// Engine is "libcontainer" (default for "").
 	Engine string
@@ -92,6 +109,24 @@ type Volume struct {
 	NoIDMap bool `json:"no_idmap,omitempty"`
 }
 
+// Secret is a file whose content is in no plan, report or message.
+type Secret struct {
+	// Source is an absolute host path, read at launch: a regular file of at most
+	// 1 MiB.
+	Source string `json:"source"`
+	// Dir is /run/secrets or /run/credentials, Name a plain file name in it.
+	Dir  string `json:"dir"`
+	Name string `json:"name"`
+	// Mode is among the bits 0444; 0 is 0400. The file is the sandbox's user's.
+	Mode uint32 `json:"mode"`
+}
+
+// Where secrets are shown.
+const (
+	SecretsDir     = "/run/secrets"     // docker's
+	CredentialsDir = "/run/credentials" // systemd's
+)
+
 // Tmpfs is an in-memory file system.
 type Tmpfs struct {
 	Target    string `json:"target"`
@@ -114,6 +149,9 @@ type Limits struct {
 	FileBytes   int64         `json:"file_bytes"`   // RLIMIT_FSIZE; default none
 	Ulimits     []Rlimit      `json:"ulimits,omitempty"`
 }
+
+// IORate bounds what goes to and from one disk.
+type IORate = cgroup.IORate
 
 // Rlimit is one resource limit by its lower-case setrlimit(2) name without
 // RLIMIT_ ("nofile"); RlimInfinity (all ones) is unlimited.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -61,6 +62,9 @@ type slot struct {
 	n    int
 	path string
 	file *os.File
+	// ids is the same number in [stageDir], where the ids of all state
+	// directories are given out; nil where that is the state directory.
+	ids *slot
 }
 
 func (s *slot) idBase() uint32 { return idRangeStart + uint32(s.n)*idRangeSize }
@@ -93,13 +97,18 @@ func lockFile(path string) (*os.File, error) {
 	}
 }
 
+// unhealed are the files of slots that stay locked.
+var unhealed []*os.File
+
 func slotsDir(state string) string { return filepath.Join(state, "slots") }
 
 // acquireSlot takes the lowest free slot and heals what a crash left in it.
 func acquireSlot(state string) (*slot, error) {
 	dir := slotsDir(state)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	for _, d := range []string{dir, slotsDir(stageDir)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
 	}
 	for n := 0; n < maxSlots; n++ {
 		path := filepath.Join(dir, strconv.Itoa(n))
@@ -114,7 +123,22 @@ func acquireSlot(state string) (*slot, error) {
 		if _, err := s.heal(); err != nil {
 			// Its range may still be in use: leave it locked for as long as we
 			// live and take the next one.
+			unhealed = append(unhealed, f)
 			continue
+		}
+		if state != stageDir {
+			ids := filepath.Join(slotsDir(stageDir), strconv.Itoa(n))
+			g, err := lockFile(ids)
+			if err == nil && g != nil {
+				s.ids = &slot{n: n, path: ids, file: g}
+				_, err = s.ids.heal()
+			}
+			if err != nil || g == nil { // another state directory has it
+				if err := errors.Join(err, s.release()); err != nil {
+					return nil, err
+				}
+				continue
+			}
 		}
 		return s, nil
 	}
@@ -127,10 +151,18 @@ func (s *slot) heal() (*journal, error) {
 	if err != nil || j == nil {
 		return nil, errors.Join(err, s.file.Truncate(0))
 	}
-	if err := cgroup.Remove(j.Cgroups); err != nil {
+	if err := cgroup.Remove(slices.DeleteFunc(j.Cgroups, func(d string) bool { return !ownGroup(d, j.ID) })); err != nil {
 		return j, err
 	}
 	return j, s.file.Truncate(0)
+}
+
+// ownGroup says whether a directory can be a sandbox's cgroup: whatever a
+// journal holds, nothing else is ever killed or removed.
+func ownGroup(dir, id string) bool {
+	var fs unix.Statfs_t
+	return len(id) == 12 && strings.Contains(dir, id) && unix.Statfs(dir, &fs) == nil &&
+		(fs.Type == unix.CGROUP_SUPER_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC)
 }
 
 func readJournal(f *os.File) (*journal, error) {
@@ -152,7 +184,11 @@ func (s *slot) write(j journal) error {
 // release removes the file while it is locked: whoever opened it before sees
 // that and opens anew.
 func (s *slot) release() error {
-	return errors.Join(os.Remove(s.path), s.file.Close())
+	err := errors.Join(os.Remove(s.path), s.file.Close())
+	if s.ids != nil {
+		err = errors.Join(err, s.ids.release())
+	}
+	return err
 }
 
 // lockName makes a sandbox's name unique among live ones.
@@ -184,7 +220,11 @@ func newID() string {
 // healSlots heals every slot that nobody holds and that has content: its
 // supervisor died.
 func healSlots(state string) (did []string, err error) {
-	ents, err := os.ReadDir(slotsDir(state))
+	if state != stageDir {
+		_, err = healSlots(stageDir)
+	}
+	ents, rerr := os.ReadDir(slotsDir(state))
+	err = errors.Join(err, rerr)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -22,6 +22,7 @@ type outcome struct {
 	canceled  bool   // a terminating signal was passed on before the end
 	lost      bool   // pid 1 went without a word and not by our hand
 	oom       bool
+	oomOwn    bool // at the sandbox's own limit, as far as is known
 	diskFull  bool
 	pidsHits  int64
 	voluntary int64
@@ -51,16 +52,37 @@ func (s *sandbox) supervise(ctx context.Context) error {
 	}()
 
 	start := time.Now()
-	select {
-	case m := <-msgs:
-		if m.Kind == pid1.Failed {
-			return s.execError(m)
+	var limit <-chan time.Time
+	if l := s.plan.Limits; l.WallTime > 0 {
+		limit = time.After(l.WallTime + l.ExtraTime)
+	}
+	// execve may take its time (a file that someone holds a lease on): then a
+	// signal, kept for the command, ends the waiting.
+	var late <-chan time.Time
+	for started := false; !started; {
+		select {
+		case m := <-msgs:
+			if m.Kind == pid1.Failed {
+				return s.execError(m)
+			}
+			started = true
+		case <-limit:
+			return s.endUnstarted(StatusKilled, ReasonWallTimeout, 124)
+		case <-ctx.Done():
+			return s.endUnstarted(StatusCanceled, ReasonCanceled, 137)
+		case sig := <-s.signals:
+			s.early = append(s.early, sig)
+			if late == nil {
+				late = time.After(s.plan.StopTimeout)
+			}
+		case <-late:
+			return s.endUnstarted(StatusCanceled, ReasonCanceled, 137)
+		case <-gone:
+			if s.oomKilled() {
+				return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 was killed for memory"), Hint: "raise --memory"}
+			}
+			return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 ended without a word")}
 		}
-	case <-gone:
-		if s.oomKilled() {
-			return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 was killed for memory"), Hint: "raise --memory"}
-		}
-		return &Error{Op: "start", Object: string(s.plan.Argv[0]), Stage: "launch", Err: errors.New("pid 1 ended without a word")}
 	}
 	if s.term != nil { // pid 1 sent the master before it started the command
 		if err := s.term.receive(); err != nil {
@@ -72,6 +94,7 @@ func (s *sandbox) supervise(ctx context.Context) error {
 		return err
 	}
 	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
+	s.io.Service.Started("sandbox " + s.id + " runs " + string(s.plan.Argv[0]))
 
 	o := s.wait(ctx, msgs, gone)
 
@@ -79,14 +102,24 @@ func (s *sandbox) supervise(ctx context.Context) error {
 	// counters final and is it safe to look at what was left.
 	_ = s.reap()
 	if s.output != nil {
-		s.output.drain()
+		s.output.drain(s.signals)
 	}
 	if s.term != nil {
-		s.term.drain()
+		s.term.drain(s.signals)
 	}
 	s.measure(&o)
 	s.judge(&o)
+	s.io.Service.Stopping(s.res.End())
 	s.status1(map[string]any{"event": "exited", "id": s.id, "exit_code": s.res.ExitCode, "reason": s.res.Reason})
+	return nil
+}
+
+// endUnstarted ends a sandbox whose command does not come to its start.
+func (s *sandbox) endUnstarted(st Status, why Reason, code int) error {
+	_ = s.group.Kill()
+	_ = s.reap()
+	s.res.Status, s.res.Reason, s.res.ExitCode = st, why, code
+	s.res.Message = "ended before the command had started"
 	return nil
 }
 
@@ -99,6 +132,9 @@ func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-cha
 			o.killed = why
 		}
 		_ = unix.Kill(s.pid, unix.SIGKILL)
+		s.group.Thaw()
+		// Its end is that of all, but it must be given the CPU to end.
+		_ = s.group.Kill()
 	}
 	timer := func(d time.Duration) <-chan time.Time {
 		if d <= 0 {
@@ -124,7 +160,22 @@ func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-cha
 	oom := s.group.OOM()
 	var grace <-chan time.Time
 	done := ctx.Done()
+	beat, stopBeat := s.io.Service.Beat()
+	defer stopBeat()
+	var stopScope <-chan struct{}
+	if s.scope != nil {
+		stopScope = s.scope.Stopped()
+	}
+	stop := func() {
+		o.canceled = true
+		s.io.Service.Stopping("sandbox " + s.id + " was asked to stop")
+		_ = unix.Kill(s.pid, unix.Signal(s.plan.StopSignal))
+		grace = timer(s.plan.StopTimeout)
+	}
 
+	for _, sig := range s.early {
+		s.forward(sig, &o, kill)
+	}
 	for {
 		select {
 		case m := <-msgs:
@@ -152,13 +203,19 @@ func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-cha
 			kill(ReasonOOM)
 		case <-done:
 			done = nil
-			o.canceled = true
-			_ = unix.Kill(s.pid, unix.Signal(s.plan.StopSignal))
-			grace = timer(s.plan.StopTimeout)
+			stop()
+		case <-stopScope:
+			stopScope = nil
+			stop()
+		case <-beat:
+			s.io.Service.Alive()
 		case <-grace:
 			kill(ReasonCanceled)
 		case sig := <-s.signals:
 			s.forward(sig, &o, kill)
+			if sig == unix.SIGTERM && grace == nil { // as the stop of a service; who types INT has a second one
+				grace = timer(s.plan.StopTimeout)
+			}
 		}
 	}
 }
@@ -176,12 +233,13 @@ func (s *sandbox) forward(sig os.Signal, o *outcome, kill func(Reason)) {
 			s.term.resize()
 			return
 		}
-	case unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP:
+	case unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGHUP, unix.SIGABRT:
 		if o.canceled && (n == unix.SIGINT || n == unix.SIGTERM) {
 			kill(ReasonCanceled)
 			return
 		}
 		o.canceled = true
+		s.io.Service.Stopping("sandbox " + s.id + " was asked to stop by " + unix.SignalName(n))
 	}
 	_ = unix.Kill(s.pid, n)
 }
@@ -230,6 +288,8 @@ func (s *sandbox) execError(m pid1.Message) error {
 		e.Object, e.Hint = "", "pid 1 counts too: --pids-limit must be at least 2"
 	case pid1.StageRlimit:
 		e.Object, e.Hint = "", "a hard limit cannot be raised from inside; lower --ulimit"
+	case pid1.StagePass:
+		e.Object, e.Hint = "", "the descriptors that are passed need room: --ulimit nofile"
 	default:
 		e.Object = ""
 	}
@@ -251,6 +311,7 @@ func (s *sandbox) measure(o *outcome) {
 		r.Limits.Limits = s.group.Applied()
 	}
 	o.oom = u.OOMKills != nil && *u.OOMKills > 0
+	o.oomOwn = u.OOMs == nil || *u.OOMs > 0
 	if u.PidsMaxHits != nil {
 		o.pidsHits = int64(*u.PidsMaxHits)
 	}
@@ -280,11 +341,12 @@ func fillUsage(r *Result, u cgroup.Usage) {
 	}
 	r.CPUUserMS, r.CPUSystemMS, r.ThrottledMS = ms(u.CPUUserUS), ms(u.CPUSystemUS), ms(u.ThrottledUS)
 	r.MemoryPeakBytes, r.PidsPeak = n(u.MemoryPeakBytes), n(u.PidsPeak)
+	r.PidsMaxHits = n(u.PidsMaxHits)
 	r.IOReadBytes, r.IOWriteBytes = n(u.IOReadBytes), n(u.IOWriteBytes)
 	if u.Pressure != nil {
-		r.Pressure = map[string]float64{}
+		r.Pressure = map[string]Pressure{}
 		for k, v := range u.Pressure {
-			r.Pressure[k] = float64(v) / 1000
+			r.Pressure[k] = Pressure{SomeMS: ms(v.SomeUS), FullMS: ms(v.FullUS)}
 		}
 	}
 }
@@ -322,6 +384,9 @@ func (s *sandbox) judge(o *outcome) {
 		end(StatusKilled, ReasonCPUTimeout, 124, "killed: the CPU time limit of %s is used up", l.CPUTime)
 	case o.killed == ReasonOutput:
 		end(StatusKilled, ReasonOutput, 137, "killed: more than %d bytes of output", l.OutputBytes)
+	case o.oom && !o.oomOwn && (o.killed == ReasonOOM || signal == unix.SIGKILL || !o.haveWait):
+		end(StatusKilled, ReasonOOM, 137, "killed: the host, or a cgroup above, was out of memory; the limit of %s bytes was not met", num(l.MemoryBytes))
+		r.Hint = "free memory there, or raise that limit"
 	case o.oom && (o.killed == ReasonOOM || signal == unix.SIGKILL || !o.haveWait):
 		end(StatusKilled, ReasonOOM, 137, "killed: out of memory at the limit of %s bytes", num(l.MemoryBytes))
 		if s.plan.Upper.Kind == "tmpfs" && r.DiskUsedBytes != nil && *r.DiskUsedBytes > l.MemoryBytes/4 {
@@ -335,7 +400,7 @@ func (s *sandbox) judge(o *outcome) {
 	case o.killed != "":
 		end(StatusKilled, o.killed, 137, "killed: %s", o.killed)
 	case o.lost:
-		end(StatusKilled, ReasonSignal, 137, "pid 1 was killed from outside the sandbox")
+		end(StatusKilled, ReasonSignal, 137, "pid 1 was killed")
 	case o.canceled && signal != 0:
 		end(StatusCanceled, ReasonCanceled, own, "canceled: ended by %s", unix.SignalName(signal))
 	case signal == unix.SIGSYS:
@@ -344,7 +409,7 @@ func (s *sandbox) judge(o *outcome) {
 		end(StatusFailed, ReasonDisk, own, "ended with %d while its disk (%d bytes, %d inodes) was full", own, l.DiskBytes, l.Inodes)
 		r.Hint = "give more --disk or --inodes"
 	case failed && o.pidsHits > 0:
-		end(StatusFailed, ReasonPids, own, "ended with %d after the limit of %d processes was hit %d times", own, l.Pids, o.pidsHits)
+		end(StatusFailed, ReasonPids, own, "ended with %d after the limit of %s processes was hit %d times", own, num(l.Pids), o.pidsHits)
 		r.Hint = "give more --pids-limit"
 	case signal == unix.SIGXFSZ && l.FileBytes > 0:
 		end(StatusFailed, ReasonSignal, own, "ended by SIGXFSZ: a file above the limit of %d bytes", l.FileBytes)
@@ -356,7 +421,7 @@ func (s *sandbox) judge(o *outcome) {
 		end(StatusOK, ReasonExit, 0, "")
 	}
 	if o.pidsHits > 0 && r.Reason != ReasonPids {
-		r.Message = trimJoin(r.Message, fmt.Sprintf("the limit of %d processes was hit %d times", l.Pids, o.pidsHits))
+		r.Message = trimJoin(r.Message, fmt.Sprintf("the limit of %s processes was hit %d times", num(l.Pids), o.pidsHits))
 	}
 }
 

@@ -119,7 +119,7 @@ func (t *terminal) resize() {
 	}
 }
 
-func (t *terminal) drain() { t.wg.Wait() }
+func (t *terminal) drain(signals <-chan os.Signal) { drain(&t.wg, signals, t.master) }
 
 func (t *terminal) close() error {
 	var errs []error

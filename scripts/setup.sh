@@ -1,7 +1,8 @@
 #!/bin/sh
 # Makes a Debian or Ubuntu machine ready to build, test and demonstrate sbxrun.
 # Does nothing, quickly, when everything is there; `make setup` calls it, and
-# `make test` with "test", for what only tests need.
+# `make test` with "test", for what only tests need, `make test-vm` with "vm", for
+# what the guests of test/vm are built and run with.
 set -eu
 
 packages="gcc libc6-dev libseccomp-dev pkg-config python3 python3-venv python3-pip ca-certificates e2fsprogs git"
@@ -11,6 +12,9 @@ if [ "${1:-}" = test ]; then
 	x86_64) packages="$packages gcc-aarch64-linux-gnu" ;;
 	aarch64) packages="$packages gcc-x86-64-linux-gnu" ;;
 	esac
+fi
+if [ "${1:-}" = vm ]; then
+	packages="$packages qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring erofs-utils busybox-static kmod cpio xz-utils zstd"
 fi
 go_wanted=26 # minor version: go 1.26
 
@@ -44,6 +48,9 @@ else
 	pkg-config --exists libseccomp 2>/dev/null || lacking="$lacking libseccomp-headers"
 	python3 -m venv --help >/dev/null 2>&1 || lacking="$lacking python3-venv"
 	python3 -m pip --version >/dev/null 2>&1 || lacking="$lacking python3-pip"
+	[ "${1:-}" != vm ] || for c in qemu-system-x86_64 qemu-img mmdebstrap apt-get mkfs.erofs busybox depmod cpio xz zstd; do
+		command -v "$c" >/dev/null 2>&1 || lacking="$lacking $c"
+	done
 	[ -z "$lacking" ] || die "this is not Debian or Ubuntu, so install these yourself: a C compiler with the static C library's headers, pkg-config, libseccomp's headers, python3 with venv and pip, CA certificates, e2fsprogs, git (missing here:$lacking)"
 fi
 

@@ -111,6 +111,25 @@ func build(t *arch) *Policy {
 	allow("socket", Arg{Index: 0, Op: EqualLow32, Value: unix.AF_NETLINK}, Arg{Index: 2, Op: EqualLow32, Value: unix.NETLINK_ROUTE})
 	allow("socketpair", Arg{Index: 0, Op: EqualLow32, Value: unix.AF_UNIX})
 
+	// Pid 1 is ours but has the command's uid. What may be done to a process of
+	// the same uid without tracing it could starve it, so that it does not end
+	// when it is told to, or end it. Threads pass their own numbers here: only 1
+	// is refused, and what means all processes of a uid.
+	pid1 := func(name string, who uint8, more ...Arg) {
+		deny(name, "could starve or end pid 1, which runs the sandbox", append(more, Arg{Index: who, Op: EqualLow32, Value: 1})...)
+	}
+	for _, name := range []string{"sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr", "prlimit64"} {
+		pid1(name, 0)
+		allow(name)
+	}
+	for name, first := range map[string]uint64{"setpriority": 0, "ioprio_set": 1} { // PRIO_PROCESS, IOPRIO_WHO_PROCESS
+		for _, which := range []uint64{first, first + 1} {
+			pid1(name, 1, Arg{Index: 0, Op: EqualLow32, Value: which})
+		}
+		deny(name, "could starve pid 1, which has the same uid", Arg{Index: 0, Op: EqualLow32, Value: first + 2})
+		allow(name)
+	}
+
 	// moby's own list of harmless personalities.
 	for _, v := range []uint64{0, 0x8, 0x20000, 0x20008, 0xffffffff} {
 		allow("personality", Arg{Index: 0, Op: Equal, Value: v})

@@ -19,7 +19,31 @@ import (
 func oracleRules(name string) (rules [][]Arg, known bool) {
 	masked := func(i uint8, mask, v uint64) Arg { return Arg{Index: i, Op: MaskedEqual, Mask: mask, Value: v} }
 	one := func(a ...Arg) [][]Arg { return [][]Arg{a} }
+	// differs: the low 32 bits of argument i are not 1, so one of them differs;
+	// together with what must hold besides.
+	differs := func(i uint8, and ...Arg) (rules [][]Arg) {
+		for b := range uint(32) {
+			m := uint64(1) << b
+			rules = append(rules, append(append([]Arg{}, and...), masked(i, m, ^uint64(1)&m)))
+		}
+		return rules
+	}
+	// large: the low 32 bits of argument 0 are above 3.
+	large := func() (rules [][]Arg) {
+		for b := uint(2); b < 32; b++ {
+			rules = append(rules, one(masked(0, 1<<b, 1<<b))...)
+		}
+		return rules
+	}
 	switch name {
+	case "sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr", "prlimit64":
+		return differs(0), true
+	case "setpriority": // 0 and 1 not for process 1, never 2
+		return append(append(large(), one(masked(0, 0xffffffff, 3))...), differs(1, masked(0, 0xfffffffe, 0))...), true
+	case "ioprio_set": // 1 and 2 not for process 1, never 3
+		rules = append(large(), one(masked(0, 0xffffffff, 0))...)
+		rules = append(rules, differs(1, masked(0, 0xffffffff, 1))...)
+		return append(rules, differs(1, masked(0, 0xffffffff, 2))...), true
 	case "chmod", "fchmod", "creat", "mkdir", "mknod":
 		return one(masked(1, 0o6000, 0)), true
 	case "fchmodat", "fchmodat2", "mkdirat", "mknodat":

@@ -57,6 +57,8 @@ func answer(verb string) int {
 		err = addBase(ctx, read, say)
 	case ask.EgressVerb:
 		err = egress(ctx, read, say)
+	case ask.ScopeVerb:
+		err = makeScope(ctx, read, say)
 	}
 	if err != nil {
 		say(ask.Reply{Error: err.Error(), Hint: runtime.HintOf(err)})

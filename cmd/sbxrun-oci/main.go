@@ -1,5 +1,5 @@
 // sbxrun-oci carries what sbxrun must not initialise at every launch: the
-// libcontainer engine, the unpacking of images, the proxy of bakes. It is started by sbxrun,
+// libcontainer engine, the unpacking of images, the proxy of bakes, D-Bus. It is started by sbxrun,
 // with a request on descriptor 3, and is no program for people.
 package main
 
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +24,7 @@ func init() {
 }
 
 func main() {
-	if len(os.Args) == 2 && (os.Args[1] == ask.AddBaseVerb || os.Args[1] == ask.EgressVerb) {
+	if len(os.Args) == 2 && slices.Contains([]string{ask.AddBaseVerb, ask.EgressVerb, ask.ScopeVerb}, os.Args[1]) {
 		os.Exit(answer(os.Args[1]))
 	}
 	if len(os.Args) != 2 || os.Args[1] != "launch" {
@@ -56,6 +57,11 @@ func launch() (int, error) {
 	if err := json.Unmarshal(b, &l); err != nil {
 		return 0, fmt.Errorf("decode launch: %w", err)
 	}
+	var passed []*os.File
+	for i := range l.Passed {
+		unix.CloseOnExec(engine.OCIPassedFD + i)
+		passed = append(passed, os.NewFile(uintptr(engine.OCIPassedFD+i), "passed"))
+	}
 	return libcontainer.Start(&l, engine.Files{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Init:     os.NewFile(engine.OCIInitFD, "init"),
@@ -63,5 +69,6 @@ func launch() (int, error) {
 		Lifeline: os.NewFile(engine.OCILifelineFD, "lifeline"),
 		Console:  os.NewFile(engine.OCIConsoleFD, "console"),
 		NetNS:    os.NewFile(engine.OCINetNSFD, "netns"),
+		Passed:   passed,
 	}, os.NewFile(engine.OCIRecordFD, "record"))
 }

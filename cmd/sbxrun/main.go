@@ -153,7 +153,7 @@ func verbs() []*verb {
 		runVerb(), planVerb(),
 		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envLockVerb(), envVerifyVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
-		doctorVerb(), gcVerb(), versionVerb(),
+		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),
 	}
 }
 

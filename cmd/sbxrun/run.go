@@ -21,15 +21,20 @@ import (
 // runOptions are the flags of run and plan, and the keys of the TOML file.
 type runOptions struct {
 	recipeOptions
+	serviceOptions
 	with    string
 	project string
 	file    string
+	command []string // of the file: what is run when no arguments are given
 	report  string
 	status  int
 
 	memory, memorySwap, shmSize, disk, output, fsize sizeValueHolder
 	cpus                                             string
-	cpuset                                           string
+	cpuset, cpusetMems                               string
+	reservation, memoryHigh                          sizeValueHolder
+	cpuShares, cpuWeight, blkioWeight                int64
+	io                                               []runtime.IORate
 	pids                                             int64
 	inodes                                           int64
 	ulimits                                          []string
@@ -55,7 +60,6 @@ type sizeValueHolder = int64
 // version cannot honour: refused, never ignored.
 var notYet = []struct{ name, short, why string }{
 	{"publish", "p", "ports cannot be published in this version"},
-	{"secret", "", "secrets are not in this version: use a read-only volume"},
 	{"dns", "", "there is no network mode with DNS in this version"},
 	{"cap-add", "", "no sandbox has capabilities"},
 }
@@ -91,7 +95,7 @@ func planVerb() *verb {
 			if err := o.load(c); err != nil {
 				return 2, err
 			}
-			p, _, err := o.prepare(nil, c, args, true)
+			p, _, err := o.prepare(nil, c, nil, args, true)
 			if err != nil {
 				return 1, err
 			}
@@ -113,6 +117,7 @@ func declareRun(c *command) *runOptions {
 	o := &runOptions{status: -1}
 	f := &c.flags
 	o.declareRecipe(f)
+	o.serviceOptions.declare(f)
 	size := func(v *int64, name, short, what string, unlimited bool) {
 		f.VarP(sizeValue{v, unlimited}, name, short, what)
 	}
@@ -125,6 +130,15 @@ func declareRun(c *command) *runOptions {
 	size(&o.memorySwap, "memory-swap", "", "memory plus swap, -1 is unlimited swap (default: the memory limit, no swap)", true)
 	f.StringVar(&o.cpus, "cpus", "", "CPUs, as 0.5 or 2 (default 1)")
 	f.StringVar(&o.cpuset, "cpuset-cpus", "", "CPUs to run on, as 0-1 or 0,2")
+	size(&o.reservation, "memory-reservation", "", "memory that is reclaimed last: memory.low on cgroup v2, the soft limit on v1", false)
+	size(&o.memoryHigh, "memory-high", "", "memory above which the sandbox is slowed down; cgroup v2 only", false)
+	f.Int64Var(&o.cpuShares, "cpu-shares", "share of busy CPUs, 2 to 262144 (default: 1024, as all have)")
+	f.Int64Var(&o.cpuWeight, "cpu-weight", "the same in the terms of cgroup v2, 1 to 10000 (default: 100, as all have)")
+	f.StringVar(&o.cpusetMems, "cpuset-mems", "", "memory `nodes` to use, as 0-1 or 0,2")
+	f.Int64Var(&o.blkioWeight, "blkio-weight", "share of busy disks, 10 to 1000; the kernel needs BFQ or io.cost")
+	for _, r := range ioRates {
+		f.Var(rateValue{&o.io, r}, r.flag, r.usage)
+	}
 	f.Int64Var(&o.pids, "pids-limit", "processes and threads, -1 is no limit (default 256)")
 	f.ListVar(&o.ulimits, "ulimit", "`name=soft[:hard]` of setrlimit(2) (default nofile=1024, core=0, memlock=65536)")
 	size(&o.shmSize, "shm-size", "", "size of /dev/shm (default 64m)", false)
@@ -160,6 +174,8 @@ func declareRun(c *command) *runOptions {
 	f.StringVar(&o.engine, "engine", "direct", "what makes the namespaces: direct, or libcontainer (the reference, slower)")
 	f.ListVar(&o.degrade, "degrade", "run without this protection where the host lacks it (idmap); the report lists it")
 	f.BoolVarP(&c.quiet, "quiet", "q", "no progress")
+	f.ListVar(&o.command, "command", "the command, as a list: for the file, arguments say it otherwise")
+	f.Lookup("command").hidden = true
 	for _, n := range notYet {
 		if f.Lookup(n.name) == nil { // --cap-add is in the help
 			f.ListVarP(new([]string), n.name, n.short, n.why)
@@ -270,6 +286,8 @@ func (o *runOptions) spec(args []string) (s runtime.Spec, err error) {
 	l.MemoryBytes, l.Pids, l.DiskBytes, l.Inodes = o.memory, o.pids, o.disk, o.inodes
 	l.CPUSet, l.WallTime, l.CPUTime, l.ExtraTime = o.cpuset, o.wall, o.cpuTime, o.extra
 	l.OutputBytes, l.FileBytes = o.output, o.fsize
+	l.MemoryLowBytes, l.MemoryHighBytes, l.CPUSetMems = o.reservation, o.memoryHigh, o.cpusetMems
+	l.CPUShares, l.CPUWeight, l.BlkioWeight, l.IO = o.cpuShares, o.cpuWeight, o.blkioWeight, o.io
 	if o.cpus != "" {
 		f, err := strconv.ParseFloat(o.cpus, 64)
 		if err != nil || !(f > 0 && f < 1e6) {
@@ -296,7 +314,7 @@ func (o *runOptions) spec(args []string) (s runtime.Spec, err error) {
 		}
 		l.Ulimits = append(l.Ulimits, r)
 	}
-	return s, nil
+	return s, o.fill(&s)
 }
 
 // projectOf gives the directory to show at /work, "" is none.
@@ -342,10 +360,14 @@ func unsafeProject(dir string) bool {
 	return false
 }
 
-// prepare does all that comes before a sandbox, the bake too unless dry.
-func (o *runOptions) prepare(sigs *signals, c *command, args []string, dry bool) (*runtime.Plan, envs.Phases, error) {
+// prepare does all that comes before a sandbox, the bake too unless dry, and
+// fills in io.
+func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []string, dry bool) (*runtime.Plan, envs.Phases, error) {
 	if err := o.check(&c.flags); err != nil {
 		return nil, nil, err
+	}
+	if len(args) == 0 {
+		args = o.command
 	}
 	if len(args) == 0 {
 		return nil, nil, usage("give one after --: sbxrun run -- python3 script.py", "%s: no command", c.verb.name)
@@ -356,6 +378,12 @@ func (o *runOptions) prepare(sigs *signals, c *command, args []string, dry bool)
 	}
 	if os.Geteuid() != 0 {
 		return nil, nil, &runtime.Error{Op: c.verb.name, Stage: "plan", Err: errors.New("not root"), Hint: "run sbxrun as root: sudo sbxrun " + c.verb.name + " …"}
+	}
+	if io != nil { // before a bake: what it starts must not have the descriptors
+		if err := o.open(io, o.status); err != nil {
+			return nil, nil, err
+		}
+		c.ui.tell = io.Service.Status
 	}
 	dir, err := o.projectOf()
 	if err != nil {
@@ -436,7 +464,8 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	if err != nil {
 		return 125, err
 	}
-	plan, phases, err := o.prepare(&sigs, c, args, false)
+	io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs.listen, NoFigures: o.report == ""}
+	plan, phases, err := o.prepare(&sigs, c, &io, args, false)
 	c.ui.Done()
 	var res *runtime.Result
 	switch {
@@ -457,7 +486,6 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 			res.Stage = "base"
 		}
 	default:
-		io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs.listen, NoFigures: o.report == ""}
 		if o.status >= 0 {
 			unix.CloseOnExec(o.status)
 			io.StatusFD = os.NewFile(uintptr(o.status), "json-status-fd")
@@ -474,7 +502,8 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	for _, n := range res.Notes {
 		c.ui.note("%s", n)
 	}
-	if err == nil && res.Message != "" && res.Status != runtime.StatusOK {
+	told := journal(res)
+	if err == nil && res.Message != "" && res.Status != runtime.StatusOK && !told {
 		c.ui.note("%s", res.Message)
 		if res.Hint != "" && !c.quiet {
 			c.ui.hint(res.Hint)
@@ -484,6 +513,9 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 		c.ui.error(errors.New(res.Message))
 	}
 	if err != nil {
+		io.Service.Stopping(res.End())
+	}
+	if err != nil && !told {
 		c.ui.error(err) // before the report, which is standard error's end
 	}
 	if rerr := rep.write(res); rerr != nil {
@@ -497,25 +529,54 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 
 // report is where the report goes: a file that is replaced at once, or the
 // end of standard error.
-type report struct{ path string }
+type report struct {
+	path string
+	dir  *os.File // where a file is to be made
+	out  *os.File // a device or a pipe
+}
 
-// openReport makes sure, before anything is run, that it can be written.
+// openReport opens, before anything is run, what the report goes to: the job
+// may be able to change the path (a volume), and root must not follow it.
 func openReport(path string) (*report, error) {
 	if path == "" || path == "-" {
-		return &report{path}, nil
+		return &report{path: path}, nil
 	}
+	r := &report{path: path}
 	switch st, err := os.Stat(path); {
 	case err == nil && st.IsDir():
 		return nil, usage("give a file", "--report %q: is a directory", path)
 	case err == nil && !st.Mode().IsRegular():
-		return &report{path}, nil // a device or a pipe
+		if r.out, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+			return nil, usage("give something that can be written", "--report %q: %v", path, errors.Unwrap(err))
+		}
+		return r, nil
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".report-*")
+	const hint = "give a file in a directory that is there and writable"
+	fd, err := unix.Open(filepath.Dir(path), unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, usage("give a file in a directory that is there and writable", "--report %q: %v", path, errors.Unwrap(err))
+		return nil, usage(hint, "--report %q: %v", path, err)
 	}
-	f.Close()
-	return &report{path}, os.Remove(f.Name())
+	r.dir = os.NewFile(uintptr(fd), filepath.Dir(path))
+	name, f, err := r.create()
+	if err != nil {
+		r.dir.Close()
+		return nil, usage(hint, "--report %q: %v", path, err)
+	}
+	return r, errors.Join(f.Close(), unix.Unlinkat(fd, name, 0))
+}
+
+// create makes a file of an unused name in the directory.
+func (r *report) create() (string, *os.File, error) {
+	for n := 0; ; n++ {
+		name := fmt.Sprintf(".report-%d-%d", os.Getpid(), n)
+		fd, err := unix.Openat(int(r.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err == nil {
+			return name, os.NewFile(uintptr(fd), name), nil
+		}
+		if !errors.Is(err, unix.EEXIST) || n > 100 {
+			return "", nil, err
+		}
+	}
 }
 
 func (r *report) write(res *runtime.Result) error {
@@ -527,24 +588,27 @@ func (r *report) write(res *runtime.Result) error {
 		return fmt.Errorf("encode report: %w", err)
 	}
 	b = append(b, '\n')
-	if r.path == "-" {
+	switch {
+	case r.path == "-":
 		_, err = os.Stderr.Write(b)
 		return err
+	case r.out != nil:
+		_, err = r.out.Write(b)
+		return errors.Join(err, r.out.Close())
 	}
-	if st, err := os.Stat(r.path); err == nil && !st.Mode().IsRegular() {
-		return os.WriteFile(r.path, b, 0o600)
-	}
-	f, err := os.CreateTemp(filepath.Dir(r.path), ".report-*")
+	defer r.dir.Close()
+	name, f, err := r.create()
 	if err != nil {
-		return fmt.Errorf("write report: %w", err)
+		return fmt.Errorf("write report %q: %w", r.path, err)
 	}
+	dir := int(r.dir.Fd())
 	_, err = f.Write(b)
 	err = errors.Join(err, f.Chmod(0o644), f.Close())
 	if err == nil {
-		err = os.Rename(f.Name(), r.path)
+		err = unix.Renameat(dir, name, dir, filepath.Base(r.path))
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write report %q: %w", r.path, err), os.Remove(f.Name()))
+		return errors.Join(fmt.Errorf("write report %q: %w", r.path, err), unix.Unlinkat(dir, name, 0))
 	}
 	return nil
 }

@@ -103,11 +103,13 @@ func applyFile(f *flagSet, path string) error {
 			*list, x.changed = values, true
 			continue
 		}
-		if len(values) != 1 {
+		if _, list := x.value.(rateValue); len(values) != 1 && !list {
 			return usage("", "%s: key %q: one value, not a list", at, prefix+k)
 		}
-		if err := x.set(values[0]); err != nil {
-			return usage("", "%s: key %q: %v", at, prefix+k, err)
+		for _, v := range values {
+			if err := x.set(v); err != nil {
+				return usage("", "%s: key %q: %v", at, prefix+k, err)
+			}
 		}
 	}
 	return nil

@@ -24,6 +24,7 @@ type ui struct {
 	drawn          bool
 	stop           chan struct{}
 	stopped        chan struct{}
+	tell           func(status string) // a service manager; nil is none
 }
 
 func newUI() *ui {
@@ -77,6 +78,9 @@ func (u *ui) usage(v *verb) { fmt.Fprint(u.stderr, helpText(v)) }
 // Phase implements envs.Progress: one line that is rewritten on a terminal,
 // plain lines elsewhere.
 func (u *ui) Phase(name, detail string) {
+	if u.tell != nil {
+		u.tell(printable(name + " " + detail))
+	}
 	if u.quiet {
 		return
 	}

@@ -111,6 +111,62 @@ func (f durationValue) Set(s string) error {
 	return err
 }
 
+// ioRates are the limits of what goes to and from a disk.
+var ioRates = []ioRate{
+	{"device-read-bps", "`device:rate`: bytes a second read from a disk, as /dev/sda:10m", true, func(r *runtime.IORate) *int64 { return &r.ReadBPS }},
+	{"device-write-bps", "`device:rate`: bytes a second written to a disk; on cgroup v1 only direct writes", true, func(r *runtime.IORate) *int64 { return &r.WriteBPS }},
+	{"device-read-iops", "`device:rate`: reads a second from a disk, as /dev/sda:100", false, func(r *runtime.IORate) *int64 { return &r.ReadIOPS }},
+	{"device-write-iops", "`device:rate`: writes a second to a disk; on cgroup v1 only direct writes", false, func(r *runtime.IORate) *int64 { return &r.WriteIOPS }},
+}
+
+type ioRate struct {
+	flag, usage string
+	bytes       bool // else operations
+	of          func(*runtime.IORate) *int64
+}
+
+// rateValue is one of these flags, given once a device.
+type rateValue struct {
+	list *[]runtime.IORate
+	ioRate
+}
+
+func (f rateValue) String() string { return "" } // none is preset
+func (f rateValue) Type() string   { return "rate" }
+func (f rateValue) Set(s string) error {
+	device, rate, ok := cutLast(s, ":")
+	if !ok || device == "" || rate == "" {
+		return errors.New("not DEVICE:RATE")
+	}
+	abs, err := filepath.Abs(device)
+	if err != nil {
+		return err
+	}
+	var n int64
+	if f.bytes {
+		n, err = parseSize(rate)
+	} else if n, err = strconv.ParseInt(rate, 10, 32); err != nil {
+		err = fmt.Errorf("%q is not a number of operations a second", rate)
+	}
+	if err == nil && n <= 0 {
+		err = fmt.Errorf("%q: must be above 0", rate)
+	}
+	if err != nil {
+		return err
+	}
+	r := runtime.IORate{Device: abs}
+	*f.of(&r) = n
+	*f.list = append(*f.list, r)
+	return nil
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
 // parseVolume reads -v SRC:DST[:OPTIONS] as docker does; a relative source is
 // relative to the current directory.
 func parseVolume(s string) (runtime.Volume, error) {

@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -298,4 +299,26 @@ func FuzzSettings(f *testing.F) {
 			_, _ = c.opts.(*runOptions).spec([]string{"true"})
 		}
 	})
+}
+
+func TestRates(t *testing.T) {
+	var got []runtime.IORate
+	bytes, operations := rateValue{&got, ioRates[0]}, rateValue{&got, ioRates[3]}
+	for _, s := range []string{"", "/dev/sda", "/dev/sda:", ":1m", "/dev/sda:0", "/dev/sda:-1", "/dev/sda:1x"} {
+		if bytes.Set(s) == nil || operations.Set(s) == nil {
+			t.Errorf("%q accepted", s)
+		}
+	}
+	if operations.Set("/dev/sda:1m") == nil || operations.Set("/dev/sda:1.5") == nil {
+		t.Error("a size is no number of operations")
+	}
+	for _, err := range []error{bytes.Set("/dev/disk/by-path/a:b:1m"), operations.Set("/dev/sda:50")} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []runtime.IORate{{Device: "/dev/disk/by-path/a:b", ReadBPS: 1 << 20}, {Device: "/dev/sda", WriteIOPS: 50}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
 }

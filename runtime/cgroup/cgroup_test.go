@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"syscall"
@@ -174,7 +175,7 @@ func TestNoLeakAfterClose(t *testing.T) {
 
 func TestAppliedIsWhatWasAsked(t *testing.T) {
 	l := Limits{MemoryBytes: 64 << 20, CPUs: 0.5, CPUSet: "0", Pids: 20}
-	if got := group(t, l).Applied(); got != l {
+	if got := group(t, l).Applied(); !reflect.DeepEqual(got, l) {
 		t.Fatalf("got %+v, want %+v", got, l)
 	}
 }
@@ -252,6 +253,7 @@ func TestPidsLimit(t *testing.T) {
 func TestCPULimitThrottles(t *testing.T) {
 	g := group(t, Limits{CPUs: 0.2})
 	v := start(t, g)
+	begun := time.Now()
 	v.do(t, "spin") // 400 ms of wall time
 	if s := v.signal(); s != 0 {
 		t.Fatalf("signal %v", s)
@@ -260,8 +262,10 @@ func TestCPULimitThrottles(t *testing.T) {
 	if u.ThrottledUS == nil || *u.ThrottledUS == 0 {
 		t.Fatalf("throttled %v", u.ThrottledUS)
 	}
-	if u.CPUTotalUS == nil || *u.CPUTotalUS == 0 || *u.CPUTotalUS > 300_000 {
-		t.Fatalf("CPU %v µs of 400,000 at 0.2 CPUs", u.CPUTotalUS)
+	// One period's quota may be used at once at either end.
+	most := uint64(time.Since(begun).Microseconds())/5 + 2*cpuPeriodUS
+	if u.CPUTotalUS == nil || *u.CPUTotalUS == 0 || *u.CPUTotalUS > most {
+		t.Fatalf("CPU %d µs at 0.2 CPUs, at most %d", *u.CPUTotalUS, most)
 	}
 	if total, err := g.CPUTotal(); err != nil || total < time.Duration(*u.CPUTotalUS)*time.Microsecond {
 		t.Fatal(total, err)
@@ -387,7 +391,7 @@ func TestCPUSetThatIsNotThere(t *testing.T) {
 	name := fmt.Sprintf("test-cpuset-%d", os.Getpid())
 	_, err := h.Create("", name, Limits{CPUSet: "4000"})
 	if err == nil {
-		t.Skip("this kernel takes CPUs that are not there (v2)")
+		t.Fatal("accepted")
 	}
 	hint(t, err)
 	dirs, _ := h.Paths("", name)

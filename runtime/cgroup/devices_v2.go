@@ -91,6 +91,10 @@ func loadDeviceProgram() (int, error) {
 	ins(exit, 0, 0, 0, 0)
 
 	license := []byte("Apache-2.0\x00")
+	var pin runtime.Pinner // the kernel gets addresses: what they name must stay where it is
+	defer pin.Unpin()
+	pin.Pin(&p[0])
+	pin.Pin(&license[0])
 	attr := struct {
 		kind, count           uint32
 		insns, license        uint64
@@ -101,7 +105,5 @@ func loadDeviceProgram() (int, error) {
 		ifindex, expectedType uint32
 	}{kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(n), insns: uint64(uintptr(unsafe.Pointer(&p[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0])))}
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(p)
-	runtime.KeepAlive(license)
 	return fd, err
 }

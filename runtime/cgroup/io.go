@@ -61,3 +61,32 @@ func write(dir, file, value string) error {
 	}
 	return nil
 }
+
+func flock(fd, how int) error {
+	for {
+		if err := unix.Flock(fd, how); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// mkdir makes one group; the error says which and why.
+func mkdir(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if hint := mountHint(err); hint != "" {
+		return &hinted{fmt.Errorf("make cgroup: %w", err), hint}
+	}
+	return err
+}
+
+// subgroups lists the groups right below dir.
+func subgroups(dir string) ([]string, error) {
+	all, err := os.ReadDir(dir)
+	var out []string
+	for _, e := range all {
+		if e.IsDir() {
+			out = append(out, e.Name())
+		}
+	}
+	return out, err
+}

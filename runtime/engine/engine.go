@@ -53,6 +53,8 @@ type Launch struct {
 	TTY   bool   `json:"tty"`
 	Rows  uint16 `json:"rows,omitempty"`
 	Cols  uint16 `json:"cols,omitempty"`
+	// Passed is the length of Files.Passed.
+	Passed int `json:"passed,omitempty"`
 }
 
 // Mount is one mount below the root, in mount(2)'s terms.
@@ -79,6 +81,8 @@ type Files struct {
 	NetNS                 *os.File // nil unless Launch.NetNS is "fd"
 	// Cgroup is the group's v2 directory, for pid 1 to be born in; nil on v1.
 	Cgroup *os.File
+	// Passed become pid 1's descriptors from pid1.PassedFD up, for the command.
+	Passed []*os.File
 }
 
 // Engine begins launches. The caller must be a child subreaper: pid 1 becomes

@@ -29,6 +29,7 @@ const (
 	OCILifelineFD
 	OCIConsoleFD
 	OCINetNSFD
+	OCIPassedFD // the first of Launch.Passed
 )
 
 // Reply is what the second binary answers.
@@ -138,6 +139,7 @@ func (o *OCI) Start(l *Launch, binds []Mount, r *pid1.Record) (int, error) {
 	cmd := exec.Command(path, "launch")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = or(f.Stdin), or(f.Stdout), or(f.Stderr)
 	cmd.ExtraFiles = []*os.File{planR, replyW, f.Init, record, f.Status, f.Lifeline, or(f.Console), or(f.NetNS)}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, f.Passed...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	// The thread that spawns lives as long as the sandbox does, so this does
 	// not fire early; the lifeline covers what it does not reach.

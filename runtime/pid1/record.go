@@ -28,7 +28,12 @@ const (
 	RecordFD   = 3 // the record, readable from offset 0 and mappable
 	StatusFD   = 4 // write end of the status pipe
 	LifelineFD = 5 // read end of a pipe that only the supervisor holds open for writing
+	PassedFD   = 7 // the first of Record.Passed descriptors (6 is the engine's)
 )
+
+// HoldArg as its one argument makes the program do nothing until descriptor 3,
+// a pipe, is closed at its other end: to keep a cgroup.
+const HoldArg = "idle"
 
 // maxRecordBytes is what the program maps at most; argv and environment of
 // the kernel's own limit (6 MiB) fit many times.
@@ -53,11 +58,18 @@ type Record struct {
 	Jailed bool
 	// LandlockScoped is a set of LANDLOCK_SCOPE_* bits, 0 is no Landlock.
 	LandlockScoped uint32
+	// Passed descriptors, from PassedFD up, become the command's from 3 up.
+	Passed int
+	// ListenPID adds LISTEN_PID, the command's own process id, to Env.
+	ListenPID bool
 }
+
+// listenPID leaves room for the number.
+const listenPID = "LISTEN_PID=0000000000"
 
 // Encode gives the bytes that init.c maps: a length, the header, the parts.
 func (r *Record) Encode() ([]byte, error) {
-	const headerBytes = 14 * 4
+	const headerBytes = 15 * 4
 	buf := make([]byte, 4+headerBytes, 4096)
 	align := func() {
 		for len(buf)%8 != 0 {
@@ -92,7 +104,11 @@ func (r *Record) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	env, err := put(r.Env)
+	vars := r.Env
+	if r.ListenPID {
+		vars = append([]string{listenPID}, vars...)
+	}
+	env, err := put(vars)
 	if err != nil {
 		return nil, err
 	}
@@ -111,14 +127,17 @@ func (r *Record) Encode() ([]byte, error) {
 	if r.Jailed {
 		flags |= 2
 	}
+	if r.ListenPID {
+		flags |= 4
+	}
 	h := []uint32{
 		uint32(len(buf)), // read first, to know what to map
 		0x31584253, uint32(len(buf)), flags,
-		uint32(len(r.Argv)), uint32(len(r.Env)), uint32(len(r.Candidates)),
+		uint32(len(r.Argv)), uint32(len(vars)), uint32(len(r.Candidates)),
 		argv, env, cand,
 		uint32(filter), uint32(len(r.Filter) / 8),
 		uint32(rlimits), uint32(len(r.Rlimits)),
-		r.LandlockScoped,
+		r.LandlockScoped, uint32(r.Passed),
 	}
 	for i, v := range h {
 		binary.NativeEndian.PutUint32(buf[4*i:], v)
@@ -212,6 +231,7 @@ const (
 	StageKeyring
 	StageDumpable
 	StagePrivilege
+	StagePass
 )
 
 var stageNames = [...]string{
@@ -219,6 +239,7 @@ var stageNames = [...]string{
 	"take terminal", "set resource limits", "close descriptors", "apply Landlock", "load seccomp filter", "execute", "execute",
 	"mount procfs", "drop groups", "make user namespace", "enter network namespace", "make namespaces", "set lo up",
 	"receive root", "set up", "make session", "join session keyring", "hide from tracing", "give up privileges",
+	"pass descriptors",
 }
 
 // String names the operation.

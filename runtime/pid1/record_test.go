@@ -3,9 +3,12 @@ package pid1
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,4 +139,77 @@ func TestEncodeRefusesNULAndEmpty(t *testing.T) {
 	require.ErrorContains(t, err, "NUL byte")
 	_, err = (&Record{}).Encode()
 	require.ErrorContains(t, err, "empty command")
+}
+
+// TestPassedDescriptorsAreTheCommandsFrom3Up: more than there is room for below
+// the program's own, and nothing else beside them.
+func TestPassedDescriptorsAreTheCommandsFrom3Up(t *testing.T) {
+	for _, n := range []int{0, 1, 4, 9, 64} {
+		rec := Record{
+			Argv: []string{"sh", "-c", `i=3; while [ $i -lt $1 ]; do cat /dev/fd/$i; i=$((i+1)); done; set -- /proc/$$/fd/*; echo $#; echo pid $LISTEN_PID $$`, "sh", strconv.Itoa(3 + n)},
+			Env:  []string{"PATH=/usr/bin:/bin"}, Candidates: []string{"/bin/sh"}, Passed: n, ListenPID: true,
+		}
+		dir := t.TempDir()
+		record, err := rec.Seal()
+		require.NoError(t, err)
+		sr, sw, err := os.Pipe()
+		require.NoError(t, err)
+		lr, lw, err := os.Pipe()
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(dir+"/init", Binary, 0o755))
+		cmd := exec.Command(dir + "/init")
+		cmd.ExtraFiles = []*os.File{record, sw, lr, lr} // 6 is an engine's
+		want := ""
+		for i := range n {
+			require.NoError(t, os.WriteFile(fmt.Sprintf("%s/%d", dir, i), fmt.Appendf(nil, "%d\n", i), 0o600))
+			f, err := os.Open(fmt.Sprintf("%s/%d", dir, i))
+			require.NoError(t, err)
+			defer f.Close()
+			cmd.ExtraFiles = append(cmd.ExtraFiles, f)
+			want += fmt.Sprintf("%d\n", i)
+		}
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		require.NoError(t, cmd.Start())
+		sw.Close()
+		lr.Close()
+		for _, k := range []Kind{Started, Exited} {
+			m, err := ReadMessage(sr)
+			require.NoError(t, err)
+			require.Equal(t, k, m.Kind, "%s: %v", m.Stage, m.Errno)
+		}
+		require.NoError(t, cmd.Wait())
+		for _, f := range []*os.File{record, sr, lw} {
+			f.Close()
+		}
+		got, pids, ok := strings.Cut(out.String(), "pid ")
+		require.True(t, ok, out.String())
+		require.Equal(t, want+strconv.Itoa(3+n+1)+"\n", got, "and the folder that the shell reads")
+		a, b, _ := strings.Cut(strings.TrimSpace(pids), " ")
+		require.Equal(t, a, b, "LISTEN_PID is the command's own, without leading zeros")
+	}
+}
+
+func TestPassedDescriptorsThatAreNotThere(t *testing.T) {
+	s, _, _ := start(t, encode(t, Record{Argv: []string{"true"}, Candidates: []string{"/bin/true"}, Passed: 2}), nil)
+	m, err := ReadMessage(s)
+	require.NoError(t, err)
+	require.Equal(t, Message{Kind: Failed, Stage: StagePass, Errno: unix.EBADF}, m)
+}
+
+func TestHoldStaysUntilItsPipeIsClosed(t *testing.T) {
+	bin := t.TempDir() + "/init"
+	require.NoError(t, os.WriteFile(bin, Binary, 0o755))
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	cmd := exec.Command(bin, HoldArg)
+	cmd.ExtraFiles = []*os.File{r}
+	require.NoError(t, cmd.Start())
+	r.Close()
+	time.Sleep(50 * time.Millisecond)
+	require.NoError(t, cmd.Process.Signal(unix.SIGTERM)) // it is systemd's to send, and the sandbox's to heed
+	time.Sleep(50 * time.Millisecond)
+	require.NoError(t, cmd.Process.Signal(unix.Signal(0)))
+	require.NoError(t, w.Close())
+	require.NoError(t, cmd.Wait())
 }

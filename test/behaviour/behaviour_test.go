@@ -106,7 +106,7 @@ func TestLimitsHold(t *testing.T) {
 		assert.GreaterOrEqual(t, *o.Report.WallMS, 1500.0)
 		o = s.Run("-v", v, "--cpu-time", "1", "--timeout", "60", "--", "/victim", "cpu")
 		require.NotNil(t, o.Report.CPUUserMS)
-		assert.GreaterOrEqual(t, *o.Report.CPUUserMS+*o.Report.CPUSystemMS, 990.0)
+		assert.GreaterOrEqual(t, *o.Report.CPUUserMS+*o.Report.CPUSystemMS, 900.0) // v1 splits them by ticks
 		o = s.Run("-v", v, "--pids-limit", "32", "--timeout", "60", "--", "/victim", "forks")
 		require.NotNil(t, o.Report.PidsPeak)
 		assert.LessOrEqual(t, *o.Report.PidsPeak, int64(32))

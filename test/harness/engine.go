@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Engines are the engines that a sandbox can be started with, the default first.
@@ -35,4 +37,14 @@ func NewOn(t testing.TB, engine string) *Sbx {
 	s := New(t)
 	s.Engine = engine
 	return s
+}
+
+// Degraded is what every sandbox does without on this kernel, as reports name
+// it: Landlock scopes since its ABI 6 (Linux 6.12).
+func Degraded() []string {
+	abi, _, err := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if err != 0 || abi < 6 {
+		return []string{"landlock"}
+	}
+	return nil
 }

@@ -1,5 +1,5 @@
 // Package ask is how sbxrun has sbxrun-oci do what is too heavy to initialise
-// at every launch: unpacking images, the proxy of a bake. (The engine has a
+// at every launch: unpacking images, the proxy of a bake, D-Bus. (The engine has a
 // protocol of its own, in runtime/engine.)
 //
 // The request is one JSON object on a pipe that stays open as long as the
@@ -29,6 +29,7 @@ const (
 const (
 	AddBaseVerb = "base-add"
 	EgressVerb  = "egress"
+	ScopeVerb   = "scope" // systemd.ScopeRequest
 )
 
 // AddBase asks for a base. Paths are any bytes, which JSON's strings are not.
@@ -50,6 +51,8 @@ type Reply struct {
 	Digest   string `json:"digest,omitempty"`   // base-add: the end
 	NetNS    string `json:"netns,omitempty"`    // egress: its path, ready to be used
 	Denied   string `json:"denied,omitempty"`   // egress: a host that is not allowed was asked for
+	Cgroup   string `json:"cgroup,omitempty"`   // scope: it is there; its path below the mount point
+	Stop     bool   `json:"stop,omitempty"`     // scope: systemd wants it stopped
 	Error    string `json:"error,omitempty"`    // the end
 	Hint     string `json:"hint,omitempty"`
 }

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -51,7 +52,7 @@ func (Engine) Begin(l *engine.Launch, f engine.Files) (engine.Begun, error) {
 	net := map[string]string{"": "n", "host": "h", "fd": "f"}[l.NetNS]
 	go func() {
 		var err error
-		b.pid, err = spawn(f, fds[1], net)
+		b.pid, err = spawn(f, fds[1], net, l.IDBase)
 		unix.Close(fds[1])
 		b.spawned <- err
 		close(b.spawned)
@@ -61,7 +62,7 @@ func (Engine) Begin(l *engine.Launch, f engine.Files) (engine.Begun, error) {
 
 // spawn executes pid 1 in a new pid namespace: by vfork, as nothing of this
 // process is to be copied. The other namespaces pid 1 makes itself.
-func spawn(f engine.Files, control int, net string) (int, error) {
+func spawn(f engine.Files, control int, net string, ids uint32) (int, error) {
 	null, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, &os.PathError{Op: "open", Path: os.DevNull, Err: err}
@@ -73,25 +74,30 @@ func spawn(f engine.Files, control int, net string) (int, error) {
 		}
 		return f.Fd()
 	}
-	// Above the child's own: what the program is executed from must not be
-	// moved away by the setting up of 0 to 6 (go.dev/issue/61751).
-	exe, err := unix.FcntlInt(f.Init.Fd(), unix.F_DUPFD_CLOEXEC, 20)
-	if err != nil {
-		return 0, fmt.Errorf("duplicate descriptor: %w", err)
-	}
-	defer unix.Close(exe)
 	attr := &syscall.ProcAttr{
 		Env:   []string{},
 		Files: []uintptr{fd(f.Stdin), fd(f.Stdout), fd(f.Stderr), uintptr(control), f.Status.Fd(), f.Lifeline.Fd()},
 		Sys:   &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID},
 	}
-	if f.NetNS != nil {
-		attr.Files = append(attr.Files, f.NetNS.Fd())
+	if f.NetNS != nil || len(f.Passed) > 0 {
+		attr.Files = append(attr.Files, fd(f.NetNS))
 	}
+	for _, p := range f.Passed {
+		attr.Files = append(attr.Files, p.Fd())
+	}
+	// Above the child's own, and where ForkExec moves those that are in the way:
+	// what the program is executed from must not be overwritten by the setting
+	// up of 0 to 6 and what is passed (go.dev/issue/61751).
+	above := max(20, int(slices.Max(attr.Files))+len(attr.Files)+2)
+	exe, err := unix.FcntlInt(f.Init.Fd(), unix.F_DUPFD_CLOEXEC, above)
+	if err != nil {
+		return 0, fmt.Errorf("duplicate descriptor: %w", err)
+	}
+	defer unix.Close(exe)
 	if f.Cgroup != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(f.Cgroup.Fd())
 	}
-	pid, err := syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(exe), []string{"sbxrun-init", net}, attr)
+	pid, err := syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(exe), []string{"sbxrun-init", net, strconv.FormatUint(uint64(ids), 10)}, attr)
 	if err != nil {
 		return 0, &failure{fmt.Errorf("start pid 1: %w", err), spawnHint(err)}
 	}

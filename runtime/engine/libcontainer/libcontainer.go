@@ -47,7 +47,7 @@ func Start(l *engine.Launch, f engine.Files, record *os.File) (int, error) {
 		UID:             int(l.UID),
 		GID:             int(l.GID),
 		Cwd:             l.Cwd,
-		ExtraFiles:      []*os.File{record, f.Status, f.Lifeline, f.Init},
+		ExtraFiles:      append([]*os.File{record, f.Status, f.Lifeline, f.Init}, f.Passed...),
 		Capabilities:    &configs.Capabilities{},
 		NoNewPrivileges: &noNewPrivs,
 		Init:            true,

@@ -20,7 +20,9 @@
  * the ids, and dropped every capability: nothing here is privileged. Nothing
  * from inside is trusted: the command has no descriptor of ours, cannot trace
  * us (non-dumpable, and the filter has no ptrace), cannot kill us (pid 1 of
- * its namespace), and signals it sends us are dropped (si_pid is not 0).
+ * its namespace), and signals it sends us are dropped (si_pid is not 0; where
+ * Landlock scopes signals they do not even come). It has our uid, so the filter
+ * refuses it what may be done to a process of one's own uid: see seccomp.
  *
  * No libc: every system call that can happen is in this file.
  * The record is written by runtime/pid1/record.go; keep both in step.
@@ -28,8 +30,8 @@
 #include "sys.h"
 
 /* ---- the record (fd 3) and the status messages (fd 4) ------------------ */
-enum { FD_RECORD = 3, FD_STATUS = 4, FD_LIFELINE = 5 };
-enum { MAGIC = 0x31584253, FLAG_TTY = 1, FLAG_JAILED = 2 };
+enum { FD_RECORD = 3, FD_STATUS = 4, FD_LIFELINE = 5, FD_PASSED = 7, MAX_PASSED = 64 };
+enum { MAGIC = 0x31584253, FLAG_TTY = 1, FLAG_JAILED = 2, FLAG_LISTEN = 4 };
 struct record {
 	u32 magic, total, flags;
 	u32 argc, envc, candc;          /* number of strings */
@@ -37,6 +39,7 @@ struct record {
 	u32 filter, filter_len;         /* offset and number of struct sock_filter */
 	u32 rlimits, rlimit_len;        /* offset and number of struct rlim */
 	u32 landlock_scoped;            /* LANDLOCK_SCOPE_*; 0 is none */
+	u32 passed;                     /* descriptors from FD_PASSED up that are the command's from 3 up */
 };
 struct rlim { u32 resource, pad; u64 soft, hard; };
 
@@ -44,7 +47,7 @@ enum { MSG_STARTED = 1, MSG_FAILED = 2, MSG_EXITED = 3 };
 enum { ST_RECORD = 1, ST_SIGNALS, ST_PIPE, ST_FORK, ST_GROUP, ST_TERMINAL, ST_RLIMIT,
 	ST_CLOSE, ST_LANDLOCK, ST_SECCOMP, ST_EXEC, ST_INTERPRETER,
 	ST_PROC, ST_GROUPS, ST_USERNS, ST_NETNS, ST_UNSHARE, ST_LOOPBACK, ST_CONTROL, ST_OP,
-	ST_SESSION, ST_KEYRING, ST_DUMPABLE, ST_PRIVILEGE };
+	ST_SESSION, ST_KEYRING, ST_DUMPABLE, ST_PRIVILEGE, ST_PASS };
 struct msg {
 	u32 type, stage;
 	s32 errno_, wstatus;            /* of ST_OP: the index of the operation */
@@ -64,6 +67,22 @@ static void fail(u32 stage, s64 e)
 	struct msg m = { MSG_FAILED, stage, (s32)-e, 0, 0, 0 };
 	send(&m);
 	die();
+}
+
+static u32 length(const char *s)
+{
+	u32 n = 0;
+	while (s[n])
+		n++;
+	return n;
+}
+
+static u32 number(const char *s)
+{
+	u32 n = 0;
+	while (*s >= '0' && *s <= '9')
+		n = n * 10 + (u32)(*s++ - '0');
+	return n;
 }
 
 /* strings fills v with pointers to n strings at off, and a final null. */
@@ -100,6 +119,22 @@ static void child_fail(u32 stage, s64 e)
 	die();
 }
 
+/* listen_pid writes LISTEN_PID=n at the end of v, which is long enough, and
+ * gives its start: readers take a leading 0 for octal. */
+enum { LISTEN_PID_LEN = 21 };
+static char *listen_pid(char *v, u32 n)
+{
+	static const char name[] = "LISTEN_PID=";
+	char *at = v + LISTEN_PID_LEN;
+
+	do
+		*--at = (char)('0' + n % 10);
+	while (n /= 10);
+	for (u32 i = sizeof name - 1; i;)
+		*--at = name[--i];
+	return at;
+}
+
 static void child(struct record *r, char **argv, char **envp, char **cand)
 {
 	s64 e;
@@ -118,9 +153,15 @@ static void child(struct record *r, char **argv, char **envp, char **cand)
 		if ((e = S4(NR_prlimit64, 0, l[i].resource, &l[i].soft, 0)) < 0)
 			child_fail(ST_RLIMIT, e);
 
-	/* Nothing but 0, 1, 2 may reach the command (CVE-2024-21626). Linux 5.11. */
-	if ((e = S3(NR_close_range, 3, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */)) < 0)
+	/* Upwards: a place is filled once what lay there has been moved. */
+	for (u32 i = 0; i < r->passed; i++)
+		if ((e = S3(NR_dup3, FD_PASSED + i, 3 + i, 0)) < 0)
+			child_fail(ST_PASS, e);
+	/* Nothing but 0, 1, 2 and these may reach the command (CVE-2024-21626). Linux 5.11. */
+	if ((e = S3(NR_close_range, 3 + r->passed, ~0U, 4 /* CLOSE_RANGE_CLOEXEC */)) < 0)
 		child_fail(ST_CLOSE, e);
+	if (r->flags & FLAG_LISTEN)
+		envp[0] = listen_pid(envp[0], (u32)S0(NR_getpid));
 
 	if (r->landlock_scoped) { /* Linux 6.12; the plan asks only where it is there */
 		u64 attr[3] = { 0, 0, r->landlock_scoped };
@@ -175,7 +216,7 @@ static struct record *load(int fd)
 	total = size;
 	struct record *r = (struct record *)(base + 4);
 	if (r->magic != MAGIC || r->total != size || r->argc == 0 || r->filter_len > 4096 ||
-	    r->rlimit_len > 32 || !within(r->filter, r->filter_len, 8) ||
+	    r->rlimit_len > 32 || r->passed > MAX_PASSED || !within(r->filter, r->filter_len, 8) ||
 	    !within(r->rlimits, r->rlimit_len, sizeof(struct rlim)))
 		fail(ST_RECORD, -22);
 	S1(NR_close, fd);
@@ -203,6 +244,18 @@ static void unprivileged(void)
 
 #include "stage.c"
 
+/* hold stays in a cgroup, so that it does not go with its last process, until
+ * the supervisor ends: see runtime/scope.go. */
+static void hold(void)
+{
+	char c;
+
+	S5(NR_prctl, 15 /* PR_SET_NAME */, "sbxrun-hold", 0, 0, 0);
+	while (S3(NR_read, 3, &c, 1) == -4 /* EINTR */)
+		;
+	S1(NR_exit_group, 0);
+}
+
 void start(s64 *sp);
 void start(s64 *sp)
 {
@@ -220,9 +273,11 @@ void start(s64 *sp)
 	for (int sig = 1; sig <= 64; sig++)
 		S4(NR_rt_sigaction, sig, dfl, 0, 8);
 
+	if (sp[0] == 2 && *(char *)sp[2] == 'i')
+		hold();
 	/* An engine that did everything gives no argument; the direct one gives
-	 * one, the network: see stage.c. */
-	struct record *r = sp[0] == 2 ? stage(*(char *)sp[2]) : load(FD_RECORD);
+	 * two, the network and the first host id: see stage.c. */
+	struct record *r = sp[0] == 3 ? stage(*(char *)sp[2], number((char *)sp[3])) : load(FD_RECORD);
 	if ((e = S5(NR_prctl, 4 /* PR_SET_DUMPABLE */, 0, 0, 0, 0)) < 0) /* changing ids may have set it */
 		fail(ST_DUMPABLE, e);
 	S1(NR_personality, 0); /* not the caller's, which may have turned address randomisation off */
@@ -234,6 +289,8 @@ void start(s64 *sp)
 	char **argv = strings(r->argv, r->argc);
 	char **envp = strings(r->envp, r->envc);
 	char **cand = strings(r->cand, r->candc);
+	if (r->flags & FLAG_LISTEN && (!r->envc || length(envp[0]) != LISTEN_PID_LEN))
+		fail(ST_RECORD, -22);
 
 	int sfd = (int)S4(NR_signalfd4, -1, &all, 8, 02000000 /* SFD_CLOEXEC */);
 	if (sfd < 0)
@@ -252,6 +309,12 @@ void start(s64 *sp)
 		fail(ST_FORK, pid);
 	if (pid == 0) {
 		errfd = err[1];
+		if (r->passed) { /* out of its way */
+			e = S3(NR_fcntl, err[1], 1030 /* F_DUPFD_CLOEXEC */, FD_PASSED + r->passed);
+			if (e < 0)
+				child_fail(ST_PASS, e);
+			errfd = (int)e;
+		}
 		child(r, argv, envp, cand);
 	}
 	S1(NR_close, err[1]);
@@ -275,6 +338,8 @@ void start(s64 *sp)
 	 * command's end of them. */
 	for (int i = 0; i < 3; i++)
 		S1(NR_close, i);
+	for (u32 i = 0; i < r->passed; i++)
+		S1(NR_close, FD_PASSED + i);
 
 	struct pollfd p[2] = { { sfd, 1, 0 }, { FD_LIFELINE, 1, 0 } };
 	for (;;) {

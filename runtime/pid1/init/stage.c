@@ -69,14 +69,6 @@ static void take(s32 i, s64 fd)
 	fds[nfds++] = (s32)fd;
 }
 
-static u32 length(const char *s)
-{
-	u32 n = 0;
-	while (s[n])
-		n++;
-	return n;
-}
-
 /* fsmount takes pairs of key and value, each with its NUL, up to end. */
 static s64 fsmount(const char *type, const char *kv, const char *end, u64 attr)
 {
@@ -148,7 +140,7 @@ static s64 target(s32 root, char *path, u64 flags)
 			if (*rest || flags & T_FOLDER)
 				fd = S3(NR_mkdirat, up, name, 0755);
 			else
-				fd = S4(NR_openat, up, name, 0100 | 0200 | 0400000 | CLOEXEC /* CREAT EXCL NOFOLLOW */, 0644);
+				fd = S4(NR_openat, up, name, 0100 | 0200 | CLOEXEC /* CREAT, EXCL: follows no link */, 0644);
 			if (fd > 0)
 				S1(NR_close, fd);
 			if (fd >= 0)
@@ -280,7 +272,11 @@ static void run(struct op *o)
 		break;
 	}
 	case OP_ATTACH: { /* mount a on data below b */
-		s64 at = ok(target(slot(o->b), o->data, o->flags));
+		s64 at = ok(target(slot(o->b), o->data, o->flags)), fs[16];
+		/* By a link of the base's a name can lie in our procfs. */
+		ok(S2(NR_fstatfs, at, fs));
+		if (fs[0] == 0x9fa0 /* PROC_SUPER_MAGIC */)
+			op_fail(-40 /* ELOOP */);
 		ok(move_onto(slot(o->a), (s32)at));
 		S1(NR_close, at);
 		break;
@@ -369,12 +365,25 @@ static void receive(void)
 	}
 }
 
-static struct record *stage(char net)
+static struct record *stage(char net, u32 ids)
 {
 	s64 e;
 
 	if ((e = S0(NR_setsid)) < 0)
 		fail(ST_SESSION, e);
+	/* What the caller's priority gives must not come along. */
+	s32 prio = (s32)S2(NR_getpriority, 0 /* PRIO_PROCESS */, 0); /* 20 - nice */
+	if (prio > 20)
+		S3(NR_setpriority, 0, 0, 0);
+	s32 sched = 0;
+	if (S1(NR_sched_getscheduler, 0) > 0 && (e = S3(NR_sched_setscheduler, 0, 0 /* SCHED_OTHER */, &sched)) < 0)
+		fail(ST_PRIVILEGE, e);
+	/* Room for the descriptors of the root; the command has its own limit. */
+	u64 nofile[2];
+	if (S4(NR_prlimit64, 0, 7 /* RLIMIT_NOFILE */, 0, nofile) == 0 && nofile[0] < nofile[1]) {
+		nofile[0] = nofile[1];
+		S4(NR_prlimit64, 0, 7, nofile, 0);
+	}
 	/* While this process still has the host's rights, and from the kernel, not
 	 * by a path: so that it is a procfs, of this pid namespace, and that its
 	 * root-owned entries stay the host's. */
@@ -389,7 +398,16 @@ static struct record *stage(char net)
 	e = S5(NR_keyctl, 1 /* JOIN_SESSION_KEYRING */, 0, 0, 0, 0); /* not the caller's */
 	if (e < 0 && e != -38 /* ENOSYS: a kernel without keys */)
 		fail(ST_KEYRING, e);
-	if ((e = S1(NR_unshare, NEWUSER)) < 0)
+	/* As the sandbox's own root: the owner of a user namespace pays for what is
+	 * counted by user (inotify, queued signals), and that must not be the host's
+	 * root. Its rights are needed for one more call. */
+	u32 head[2] = { 0x20080522, 0 }, caps[6];
+	if ((e = S2(NR_prctl, 8 /* PR_SET_KEEPCAPS */, 1)) < 0 || (e = S2(NR_capget, head, caps)) < 0 ||
+	    (e = S3(NR_setresgid, ids, ids, ids)) < 0 || (e = S3(NR_setresuid, ids, ids, ids)) < 0)
+		fail(ST_USERNS, e);
+	caps[0] = caps[1]; /* effective: what is permitted */
+	caps[3] = caps[4];
+	if ((e = S2(NR_capset, head, caps)) < 0 || (e = S1(NR_unshare, NEWUSER)) < 0)
 		fail(ST_USERNS, e);
 	if ((e = S3(NR_write, FD_CONTROL, "U", 1)) < 0)
 		fail(ST_CONTROL, e);
@@ -411,7 +429,8 @@ static struct record *stage(char net)
 	} while (!order.record);
 	struct record *r = load(slot((s32)order.record));
 	S1(NR_close, FD_CONTROL);
-	if ((e = S3(NR_close_range, FD_NETNS, ~0U, 0)) < 0) /* all that is left is 0 to 2 and ours */
+	S1(NR_close, FD_NETNS);
+	if ((e = S3(NR_close_range, FD_PASSED + r->passed, ~0U, 0)) < 0) /* all that is left is 0 to 2, ours and what is passed */
 		fail(ST_CLOSE, e);
 	return r;
 }

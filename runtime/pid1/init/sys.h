@@ -16,9 +16,10 @@ enum {
 	NR_prlimit64 = 302, NR_clone = 56, NR_execve = 59, NR_fstat = 5,
 	NR_rt_sigaction = 13, NR_getpid = 39, NR_socket = 41, NR_sendmsg = 46, NR_recvmsg = 47, NR_getcwd = 79,
 	NR_chdir = 80, NR_fchdir = 81, NR_fchown = 93, NR_setsid = 112, NR_setgroups = 116,
-	NR_setresuid = 117, NR_setresgid = 119, NR_capget = 125, NR_personality = 135, NR_capset = 126, NR_pivot_root = 155,
+	NR_setresuid = 117, NR_setresgid = 119, NR_capget = 125, NR_fstatfs = 138, NR_getpriority = 140, NR_setpriority = 141,
+	NR_sched_setscheduler = 144, NR_sched_getscheduler = 145, NR_personality = 135, NR_capset = 126, NR_pivot_root = 155,
 	NR_umount2 = 166, NR_sethostname = 170, NR_keyctl = 250, NR_openat = 257,
-	NR_mkdirat = 258, NR_unshare = 272, NR_dup3 = 292, NR_setns = 308, NR_seccomp = 317,
+	NR_mkdirat = 258, NR_fcntl = 72, NR_unshare = 272, NR_dup3 = 292, NR_setns = 308, NR_seccomp = 317,
 };
 static s64 sys(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f)
 {
@@ -41,9 +42,10 @@ enum {
 	NR_prlimit64 = 261, NR_clone = 220, NR_execve = 221, NR_fstat = 80,
 	NR_rt_sigaction = 134, NR_getpid = 172, NR_socket = 198, NR_sendmsg = 211, NR_recvmsg = 212, NR_getcwd = 17,
 	NR_chdir = 49, NR_fchdir = 50, NR_fchown = 55, NR_setsid = 157, NR_setgroups = 159,
-	NR_setresuid = 147, NR_setresgid = 149, NR_capget = 90, NR_personality = 92, NR_capset = 91, NR_pivot_root = 41,
+	NR_setresuid = 147, NR_setresgid = 149, NR_capget = 90, NR_fstatfs = 44, NR_getpriority = 141, NR_setpriority = 140,
+	NR_sched_setscheduler = 119, NR_sched_getscheduler = 120, NR_personality = 92, NR_capset = 91, NR_pivot_root = 41,
 	NR_umount2 = 39, NR_sethostname = 161, NR_keyctl = 219, NR_openat = 56,
-	NR_mkdirat = 34, NR_unshare = 97, NR_dup3 = 24, NR_setns = 268, NR_seccomp = 277,
+	NR_mkdirat = 34, NR_fcntl = 25, NR_unshare = 97, NR_dup3 = 24, NR_setns = 268, NR_seccomp = 277,
 };
 static s64 sys(s64 n, s64 a, s64 b, s64 c, s64 d, s64 e, s64 f)
 {

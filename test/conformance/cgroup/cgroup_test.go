@@ -84,12 +84,31 @@ func TestLimitsAreWrittenAsRuncWritesThem(t *testing.T) {
 		{MemoryBytes: 32 << 20, SwapBytes: -1},
 		{Pids: 7},
 		{CPUs: 1.0 / 3},
+		{MemoryBytes: 64 << 20, MemoryLowBytes: 16<<20 + 1, CPUSetMems: "0"},
+		{CPUShares: 2},
+		{CPUShares: 512},
+		{CPUShares: 1025},
+		{CPUShares: 262144},
+		{IO: disk(1<<20, 2<<20, 30, 0)},
 		{},
 	} {
 		t.Run(fmt.Sprintf("%+v", l), func(t *testing.T) {
 			h, g := create(t, l)
 			pids := l.Pids
-			r := &oc.Resources{Memory: l.MemoryBytes, CpusetCpus: l.CPUSet, SkipDevices: true}
+			r := &oc.Resources{
+				Memory: l.MemoryBytes, CpusetCpus: l.CPUSet, SkipDevices: true,
+				MemoryReservation: l.MemoryLowBytes, CpusetMems: l.CPUSetMems, CpuShares: uint64(l.CPUShares),
+				CpuWeight: oc.ConvertCPUSharesToCgroupV2Value(uint64(l.CPUShares)),
+			}
+			for _, d := range l.IO {
+				var major, minor int64
+				if _, err := fmt.Sscanf(d.Disk, "%d:%d", &major, &minor); err != nil {
+					t.Skip("needs a disk")
+				}
+				r.BlkioThrottleReadBpsDevice = []*oc.ThrottleDevice{oc.NewThrottleDevice(major, minor, uint64(d.ReadBPS))}
+				r.BlkioThrottleWriteBpsDevice = []*oc.ThrottleDevice{oc.NewThrottleDevice(major, minor, uint64(d.WriteBPS))}
+				r.BlkioThrottleReadIOPSDevice = []*oc.ThrottleDevice{oc.NewThrottleDevice(major, minor, uint64(d.ReadIOPS))}
+			}
 			if pids != 0 {
 				r.PidsLimit = &pids
 			}
@@ -113,7 +132,7 @@ func TestLimitsAreWrittenAsRuncWritesThem(t *testing.T) {
 				paths := map[string]string{}
 				for c, d := range byController(g) {
 					switch c { // those that have limits
-					case "memory", "cpu", "cpuset", "pids":
+					case "memory", "cpu", "cpuset", "pids", "blkio":
 						paths[c] = beside(d)
 					}
 				}
@@ -141,7 +160,9 @@ func TestLimitsAreWrittenAsRuncWritesThem(t *testing.T) {
 				for _, f := range []string{
 					"memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness", "memory.use_hierarchy",
 					"cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.shares", "cpuset.cpus", "cpuset.mems", "pids.max",
-					"memory.max", "memory.high", "memory.swap.max", "cpu.max", "cpu.weight",
+					"memory.soft_limit_in_bytes", "blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device",
+					"blkio.throttle.read_iops_device", "blkio.throttle.write_iops_device",
+					"memory.max", "memory.high", "memory.low", "memory.swap.max", "cpu.max", "cpu.weight", "io.max",
 				} {
 					ours, err := os.ReadFile(filepath.Join(d, f))
 					if err != nil {
@@ -165,6 +186,16 @@ func TestLimitsAreWrittenAsRuncWritesThem(t *testing.T) {
 			}
 		})
 	}
+}
+
+// disk gives rates of a disk of this machine.
+func disk(rbps, wbps, riops, wiops int64) []cgroup.IORate {
+	all, _ := filepath.Glob("/sys/block/*/device")
+	if len(all) == 0 {
+		return []cgroup.IORate{{}}
+	}
+	dev, _ := os.ReadFile(filepath.Join(filepath.Dir(all[0]), "dev"))
+	return []cgroup.IORate{{Disk: strings.TrimSpace(string(dev)), ReadBPS: rbps, WriteBPS: wbps, ReadIOPS: riops, WriteIOPS: wiops}}
 }
 
 // libcontainer finds our group by the path that we give it.

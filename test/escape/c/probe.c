@@ -163,6 +163,14 @@ static int kill_pid1(void) { kill(1, SIGKILL); usleep(50000); return kill(1, 0) 
 static int kill_host_pid(void) { const char *p = getenv("PROBE_HOST_PID"); return p ? err(kill(atoi(p), 0)) : ESRCH; }
 static int pidfd_getfd1(void) { int p = syscall(SYS_pidfd_open, 1, 0); if (p < 0) return errno; return err(syscall(SYS_pidfd_getfd, p, 0, 0)); }
 
+// Pid 1 has the command's uid: what starves it or ends it is refused.
+static int sched_pid1(void) { int p = 0; return err(syscall(SYS_sched_setscheduler, 1, 5 /* SCHED_IDLE */, &p)); }
+static int affinity_pid1(void) { unsigned long m = 1; return err(syscall(SYS_sched_setaffinity, 1, sizeof m, &m)); }
+static int prlimit_pid1(void) { unsigned long l[2] = {1, 1}; return err(syscall(SYS_prlimit64, 1, 0 /* RLIMIT_CPU */, l, 0)); }
+static int nice_pid1(void) { return err(syscall(SYS_setpriority, 0, 1, 19)); }
+static int nice_user(void) { return err(syscall(SYS_setpriority, 2, 0, 19)); }
+static int ioprio_pid1(void) { return err(syscall(SYS_ioprio_set, 1, 1, 3 << 13)); }
+
 // --- kernel interfaces with a history
 static int do_bpf(void) { char a[128] = {0}; return err(syscall(SYS_bpf, 0, a, sizeof a)); }
 static int uring(void) { char p[120] = {0}; return err(syscall(SYS_io_uring_setup, 4, p)); }
@@ -252,6 +260,7 @@ static const struct { const char *name; attack f; } attacks[] = {
 	A(do_mount), A(mount_cgroup), A(mount_proc), A(remount_root), A(umount_proc), A(do_fsopen), A(do_open_tree), A(do_move_mount), A(do_mount_setattr), A(do_pivot), A(do_chroot), A(handle_at), A(name_handle),
 	A(do_setuid0), A(do_setgroups), A(chmod_setuid), A(fchmod_setgid), A(open_setuid), A(mkdir_setgid), A(openat2_setuid), A(mknod_mem), A(mknod_block), A(mount_setcap), A(drop_nnp), A(ambient),
 	A(ptrace_pid1), A(ptrace_me), A(vm_read_pid1), A(kcmp_pid1), A(kill_pid1), A(kill_host_pid), A(pidfd_getfd1),
+	A(sched_pid1), A(affinity_pid1), A(prlimit_pid1), A(nice_pid1), A(nice_user), A(ioprio_pid1),
 	A(do_bpf), A(uring), A(do_userfaultfd), A(perf), A(do_keyctl), A(do_add_key), A(do_request_key), A(do_vmsplice), A(do_memfd_secret), A(do_modify_ldt), A(do_kexec), A(do_init_module), A(do_reboot), A(do_swapon), A(do_settime), A(do_sethostname), A(do_syslog), A(do_acct), A(do_iopl), A(do_fanotify), A(int80), A(x32),
 	A(s_raw), A(s_packet), A(s_alg), A(s_vsock), A(s_key), A(s_rxrpc), A(s_can), A(s_tipc), A(s_bluetooth), A(s_xdp), A(s_xfrm), A(s_netfilter), A(s_audit), A(s_high_bits), A(s_abstract), A(s_host_tcp), A(s_internet),
 	A(tiocsti), A(tiocsti_high), A(tioclinux), A(cwd_inside), A(dotdot),
