@@ -556,13 +556,12 @@ func openReport(path string) (*report, error) {
 	if err != nil {
 		return nil, usage(hint, "--report %q: %v", path, err)
 	}
-	r.dir = os.NewFile(uintptr(fd), filepath.Dir(path))
-	name, f, err := r.create()
-	if err != nil {
-		r.dir.Close()
+	if err := unix.Faccessat(fd, ".", unix.W_OK, 0); err != nil {
+		unix.Close(fd)
 		return nil, usage(hint, "--report %q: %v", path, err)
 	}
-	return r, errors.Join(f.Close(), unix.Unlinkat(fd, name, 0))
+	r.dir = os.NewFile(uintptr(fd), filepath.Dir(path))
+	return r, nil
 }
 
 // create makes a file of an unused name in the directory.

@@ -371,12 +371,13 @@ static struct record *stage(char net, u32 ids)
 
 	if ((e = S0(NR_setsid)) < 0)
 		fail(ST_SESSION, e);
-	/* What the caller's priority gives must not come along. */
+	/* What gives the caller more than others must not come along; less may. */
 	s32 prio = (s32)S2(NR_getpriority, 0 /* PRIO_PROCESS */, 0); /* 20 - nice */
 	if (prio > 20)
 		S3(NR_setpriority, 0, 0, 0);
 	s32 sched = 0;
-	if (S1(NR_sched_getscheduler, 0) > 0 && (e = S3(NR_sched_setscheduler, 0, 0 /* SCHED_OTHER */, &sched)) < 0)
+	s64 policy = S1(NR_sched_getscheduler, 0) & ~0x40000000L /* SCHED_RESET_ON_FORK */;
+	if ((policy == 1 || policy == 2 || policy == 6 /* FIFO, RR, DEADLINE */) && (e = S3(NR_sched_setscheduler, 0, 0 /* SCHED_OTHER */, &sched)) < 0)
 		fail(ST_PRIVILEGE, e);
 	/* Room for the descriptors of the root; the command has its own limit. */
 	u64 nofile[2];
