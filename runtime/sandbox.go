@@ -190,6 +190,7 @@ func (s *sandbox) launch() error {
 		begin,
 		limit,
 		{"launch", "prepare launch", s.prepare},
+		{"cgroup", "watch memory", func() error { return s.group.Watch() }},
 		{"mount", "make root", s.makeRoot},
 		{"launch", "start", s.start},
 	} {

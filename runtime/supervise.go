@@ -90,9 +90,6 @@ func (s *sandbox) supervise(ctx context.Context) error {
 		}
 	}
 	s.res.PhasesMS["launch"] += msSince(start)
-	if err := s.step("cgroup", "watch memory", s.group.Watch); err != nil {
-		return err
-	}
 	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
 	s.io.Service.Started("sandbox " + s.id + " runs " + string(s.plan.Argv[0]))
 

@@ -532,6 +532,7 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 type report struct {
 	path string
 	dir  *os.File // where a file is to be made
+	file *os.File // the file, without a name yet; nil where the file system has none such
 	out  *os.File // a device or a pipe
 }
 
@@ -561,13 +562,27 @@ func openReport(path string) (*report, error) {
 		return nil, usage(hint, "--report %q: %v", path, err)
 	}
 	r.dir = os.NewFile(uintptr(fd), filepath.Dir(path))
+	// Now, so that nothing but the writing can fail when the command has run.
+	if fd, err = unix.Openat(fd, ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600); err == nil {
+		r.file = os.NewFile(uintptr(fd), path)
+	} else if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		r.dir.Close()
+		return nil, usage(hint, "--report %q: %v", path, err)
+	}
 	return r, nil
 }
 
-// create makes a file of an unused name in the directory.
+// create gives the file, and an unused name in the directory that is its own.
 func (r *report) create() (string, *os.File, error) {
 	for n := 0; ; n++ {
 		name := fmt.Sprintf(".report-%d-%d", os.Getpid(), n)
+		if r.file != nil {
+			err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", r.file.Fd()), int(r.dir.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+			if err == nil || !errors.Is(err, unix.EEXIST) || n > 100 {
+				return name, r.file, err
+			}
+			continue
+		}
 		fd, err := unix.Openat(int(r.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		if err == nil {
 			return name, os.NewFile(uintptr(fd), name), nil
