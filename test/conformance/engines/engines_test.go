@@ -382,7 +382,12 @@ func TestTheComparisonComparesWhatItShould(t *testing.T) {
 	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
 		socket := bait(t)
 		once := look(t, s, socket, asked{})
-		assert.Equal(t, once, look(t, s, socket, asked{}))
+		twice := look(t, s, socket, asked{})
+		if s.Engine != harness.Engines[0] {
+			delete(once, "pid") // as in the table
+			delete(twice, "pid")
+		}
+		assert.Equal(t, once, twice)
 		other := look(t, s, socket, asked{flags: []string{"-u", "0", "--read-only", "--hostname", "x", "--ulimit", "nofile=99"}})
 		for _, name := range []string{"id.uid", "mount./.flags", "uts", "rlimit.07", "place./tmp.statfs", "list./proc", "env.01"} {
 			assert.NotEqual(t, once[name] == other[name], name != "list./proc", name)
