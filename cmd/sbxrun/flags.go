@@ -245,13 +245,14 @@ func (f *flagSet) shorts(s string, args []string) ([]string, error) {
 func (f *flagSet) Usages(cols int) string {
 	type line struct{ left, right string }
 	var lines []line
+	const widest = 30 // a longer flag has a line of its own
 	width := 0
 	for _, o := range f.Sorted() {
 		l := line{left: "      --" + o.name, right: o.usage}
 		if o.short != "" {
 			l.left = "  -" + o.short + ", --" + o.name
 		}
-		what := o.value.Type()
+		what := strings.TrimSuffix(o.value.Type(), "Array")
 		if before, rest, ok := strings.Cut(o.usage, "`"); ok {
 			if name, after, ok := strings.Cut(rest, "`"); ok {
 				what, l.right = name, before+name+after
@@ -259,7 +260,6 @@ func (f *flagSet) Usages(cols int) string {
 		}
 		switch v := o.value.(type) {
 		case *boolValue:
-			l.left += "[=true|false]"
 		case *stringValue:
 			l.left += " " + what
 			if *v != "" {
@@ -271,13 +271,19 @@ func (f *flagSet) Usages(cols int) string {
 				l.right += " (default " + s + ")"
 			}
 		}
-		width = max(width, len(l.left))
+		if len(l.left) <= widest {
+			width = max(width, len(l.left))
+		}
 		lines = append(lines, l)
 	}
 	var b strings.Builder
-	indent := width + 3
+	indent := width + 2
 	for _, l := range lines {
-		b.WriteString(l.left + strings.Repeat(" ", indent-len(l.left)) + wrap(l.right, indent, cols) + "\n")
+		gap := strings.Repeat(" ", max(indent-len(l.left), 0))
+		if len(l.left) > widest { // its text begins on the next line
+			gap = "\n" + strings.Repeat(" ", indent)
+		}
+		b.WriteString(l.left + gap + wrap(l.right, indent, cols) + "\n")
 	}
 	return b.String()
 }
