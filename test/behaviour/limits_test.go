@@ -307,8 +307,10 @@ func TestCgroupNamespaceRoot(t *testing.T) {
 	box := fmt.Sprintf("/sys/fs/cgroup/sbxrun-test-box-%d", os.Getpid())
 	require.NoError(t, os.Mkdir(box, 0o755))
 	t.Cleanup(func() {
-		_ = unix.Rmdir(box + "/supervisor")
-		assert.NoError(t, unix.Rmdir(box))
+		assert.Eventually(t, func() bool { // what was killed takes its time to go
+			_ = unix.Rmdir(box + "/supervisor")
+			return unix.Rmdir(box) == nil
+		}, 30*time.Second, 10*time.Millisecond)
 	})
 	report := s.ReportFile()
 	inner := s.Cmd("run", "--report", report, "-m", "64m", "--", "true")
