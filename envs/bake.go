@@ -235,7 +235,7 @@ func (m *Manager) part(key string) (*rootfs.Manifest, bool) {
 		return nil, false
 	}
 	for _, e := range man.Entries {
-		if e.Type == 'f' && !m.store.HasObject(e.Digest, e.Mode&0o111 != 0) {
+		if e.Type == 'f' && !m.store.HasObject(e.Digest, e.Size, e.Mode&0o111 != 0) {
 			return nil, false // pruned
 		}
 	}

@@ -341,9 +341,9 @@ func (s *Store) objectPath(digest string, exec bool) string {
 }
 
 // HasObject says whether the content is there.
-func (s *Store) HasObject(digest string, exec bool) bool {
-	_, err := os.Lstat(s.objectPath(digest, exec))
-	return err == nil
+func (s *Store) HasObject(digest string, size int64, exec bool) bool {
+	st, err := os.Lstat(s.objectPath(digest, exec))
+	return err == nil && st.Size() == size
 }
 
 // OpenObject opens content for reading.
@@ -378,6 +378,11 @@ func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, er
 		// replace an inode that layers link to.
 		if err = os.Link(f.Name(), path); errors.Is(err, os.ErrExist) {
 			err = nil
+			// A power cut may leave a name without all of its content: no layer
+			// has it, for those are published after a flush.
+			if st, serr := os.Lstat(path); serr != nil || st.Size() != size {
+				err = os.Rename(f.Name(), path)
+			}
 		}
 	}
 	if err != nil {

@@ -202,8 +202,23 @@ func TestPruneObjects(t *testing.T) {
 	_, n, err := s.PruneObjects(ctx)
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
-	require.False(t, s.HasObject(d, true))
-	require.True(t, s.HasObject(m.Entries[0].Digest, false))
+	require.False(t, s.HasObject(d, m.Entries[0].Size, true))
+	require.True(t, s.HasObject(m.Entries[0].Digest, m.Entries[0].Size, false))
+}
+
+// A power cut may leave an object's name without its content.
+func TestObjectWithoutItsContentIsReplaced(t *testing.T) {
+	s := testStore(t)
+	digest, size, err := s.PutObject(strings.NewReader("content"), false)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(s.objectPath(digest, false), 0))
+	require.False(t, s.HasObject(digest, size, false))
+	_, _, err = s.PutObject(strings.NewReader("content"), false)
+	require.NoError(t, err)
+	require.True(t, s.HasObject(digest, size, false))
+	b, err := os.ReadFile(s.objectPath(digest, false))
+	require.NoError(t, err)
+	require.Equal(t, "content", string(b))
 }
 
 func TestLocks(t *testing.T) {
