@@ -422,9 +422,9 @@ func removeCgroup(dir string) error {
 	return nil
 }
 
-// own gives sbxrun's arguments, in directories of the workshop's.
+// own gives sbxrun's arguments: a root of the workshop's and the usual state directory, as users have it (another costs a lock more).
 func (w *workshop) own(verb string, flags ...string) []string {
-	return append([]string{w.o.sbxrun, verb, "--root", filepath.Join(w.dir, "root"), "--state", filepath.Join(w.state, "state")}, flags...)
+	return append([]string{w.o.sbxrun, verb, "--root", filepath.Join(w.dir, "root"), "--state", "/run/sbxrun"}, flags...)
 }
 
 func (w *workshop) addOwn(ctx context.Context, add func(contestant)) {
