@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // AddBase adds a base from the tree that unpack gives: the source itself, or
@@ -27,10 +29,10 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 	defer adding()
 	record := s.Path("bases", name+".json")
 	if _, serr := os.Stat(record); serr == nil || name == "host" {
-		return Base{}, &hinted{fmt.Errorf("add base %q: %w", name, os.ErrExist), "sbxrun base rm " + name + ", or choose another name"}
+		return Base{}, hinted.New(fmt.Errorf("add base %q: %w", name, os.ErrExist), "sbxrun base rm "+name+", or choose another name")
 	}
 	if _, err := os.Stat(source); err != nil {
-		return Base{}, &hinted{fmt.Errorf("add base from %q: %w", source, errors.Unwrap(err)), "a directory, a tarball, a docker save archive or an OCI layout"}
+		return Base{}, hinted.New(fmt.Errorf("add base from %q: %w", source, errors.Unwrap(err)), "a directory, a tarball, a docker save archive or an OCI layout")
 	}
 	if _, err := s.GC(ctx); err != nil {
 		return Base{}, err

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Base is a read-only root file system, ready to be a lower layer.
@@ -47,7 +49,7 @@ func (s *Store) Base(name string) (Base, error) {
 	}
 	b, err := os.ReadFile(s.Path("bases", name+".json"))
 	if err != nil {
-		return Base{}, &hinted{fmt.Errorf("use base %q: %w", name, errors.Unwrap(err)), "sbxrun base list shows what there is; sbxrun base add NAME SOURCE adds one"}
+		return Base{}, hinted.New(fmt.Errorf("use base %q: %w", name, errors.Unwrap(err)), "sbxrun base list shows what there is; sbxrun base add NAME SOURCE adds one")
 	}
 	var r baseRecord
 	if err := json.Unmarshal(b, &r); err != nil {
@@ -76,7 +78,7 @@ func checkBaseName(name string) error {
 		ok = ok && (c == '.' || c == '-' || c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
 	}
 	if !ok {
-		return &hinted{fmt.Errorf("base name %q: not a plain name", name), "letters, digits, dot, dash and underscore, at most 64"}
+		return hinted.New(fmt.Errorf("base name %q: not a plain name", name), "letters, digits, dot, dash and underscore, at most 64")
 	}
 	return nil
 }
@@ -117,13 +119,13 @@ func (s *Store) RemoveBase(name string) error {
 	}
 	release, err := s.tryLock("bases") // a base that is being added may share a layer
 	if err != nil {
-		return &hinted{fmt.Errorf("remove base %q: %w", name, err), "a base is being added or removed: try again when that is done"}
+		return hinted.New(fmt.Errorf("remove base %q: %w", name, err), "a base is being added or removed: try again when that is done")
 	}
 	defer release()
 	path := s.Path("bases", name+".json")
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return &hinted{fmt.Errorf("remove base %q: %w", name, errors.Unwrap(err)), "sbxrun base list shows what there is"}
+		return hinted.New(fmt.Errorf("remove base %q: %w", name, errors.Unwrap(err)), "sbxrun base list shows what there is")
 	}
 	var r baseRecord
 	if err := json.Unmarshal(b, &r); err != nil {
@@ -155,7 +157,7 @@ func (s *Store) RemoveBase(name string) error {
 			continue
 		}
 		if err := s.RemoveLayer(l); errors.Is(err, ErrBusy) {
-			return &hinted{fmt.Errorf("remove base %q: %w", name, err), "a sandbox runs on it: end it first"}
+			return hinted.New(fmt.Errorf("remove base %q: %w", name, err), "a sandbox runs on it: end it first")
 		} else if err != nil {
 			return fmt.Errorf("remove base %q: %w", name, err)
 		}

@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // IDMap is a range of host ids: inside id i is host id Base+i, for i < Size.
@@ -26,7 +28,7 @@ func userns(uids, gids []syscall.SysProcIDMap) (*os.File, error) {
 		Ptrace: true, Pdeathsig: unix.SIGKILL,
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, &hinted{fmt.Errorf("make user namespace: %w", err), "sysctl user.max_user_namespaces must not be 0"}
+		return nil, hinted.New(fmt.Errorf("make user namespace: %w", err), "sysctl user.max_user_namespaces must not be 0")
 	}
 	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
 	_ = cmd.Process.Kill()

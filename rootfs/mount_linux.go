@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Seed is something that is in the upper from the start. Ids are inside ids.
@@ -184,7 +186,7 @@ func (b *builder) clone(at int, src string) (int, error) {
 	fd, err := cloneTree(at, src, false, b.userns, attr)
 	if errors.Is(err, errNoIDMap) {
 		if !b.a.NoIDMapOK {
-			return -1, &hinted{err, "--degrade idmap runs without: the files then look as if nobody owned them"}
+			return -1, hinted.New(err, "--degrade idmap runs without: the files then look as if nobody owned them")
 		}
 		b.r.IDMapped = false
 		fd, err = cloneTree(at, src, false, nil, attr)
@@ -196,7 +198,7 @@ func (b *builder) clone(at int, src string) (int, error) {
 func source(src, target string) (int, unix.Stat_t, error) {
 	at, st, err := openPath(src)
 	if err != nil {
-		return -1, st, &hinted{fmt.Errorf("mount %q on %q: %w", src, target, err), "the host path must be there: it is not made for you"}
+		return -1, st, hinted.New(fmt.Errorf("mount %q on %q: %w", src, target, err), "the host path must be there: it is not made for you")
 	}
 	return at, st, nil
 }
@@ -220,7 +222,7 @@ func (b *builder) volume(i int, v VolumeMount) error {
 	}
 	defer unix.Close(at)
 	if v.Mode == "O" && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return &hinted{fmt.Errorf("mount %q on %q: copy-on-write needs a directory", v.Source, v.Target), "use :ro for a single file"}
+		return hinted.New(fmt.Errorf("mount %q on %q: copy-on-write needs a directory", v.Source, v.Target), "use :ro for a single file")
 	}
 	var ns *os.File
 	if !v.NoIDMap {
@@ -240,7 +242,7 @@ func (b *builder) volume(i int, v VolumeMount) error {
 		fd, err = cloneTree(at, v.Source, v.Mode != "O", nil, attr)
 	}
 	if errors.Is(err, errNoIDMap) {
-		return &hinted{err, "the volume's file system (or one mounted below it) cannot map owners; use a directory on ext4, xfs or btrfs"}
+		return hinted.New(err, "the volume's file system (or one mounted below it) cannot map owners; use a directory on ext4, xfs or btrfs")
 	}
 	if err != nil {
 		return err
@@ -375,7 +377,7 @@ func (b *builder) stagedOverlay(what string, lowers []int, upper, work string) (
 		}
 		opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/%s,workdir=%s/%s,redirect_dir=off,metacopy=off,index=off,volatile", strings.Join(paths, ":"), up, upper, up, work)
 		if len(opts) > 4000 {
-			return &hinted{fmt.Errorf("mount overlay for %s: too many layers for this kernel", what), "Linux 6.5 takes any number"}
+			return hinted.New(fmt.Errorf("mount overlay for %s: too many layers for this kernel", what), "Linux 6.5 takes any number")
 		}
 		if err := unix.Mount("sbxrun", target, "overlay", unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
 			return overlayErr(what, err)
@@ -389,7 +391,7 @@ func (b *builder) stagedOverlay(what string, lowers []int, upper, work string) (
 func overlayErr(what string, err error) error {
 	e := fmt.Errorf("mount overlay for %s: %w", what, err)
 	if errors.Is(err, unix.ENODEV) {
-		return &hinted{e, "modprobe overlay"}
+		return hinted.New(e, "modprobe overlay")
 	}
 	return e
 }
@@ -443,7 +445,7 @@ func fsmountOverlay(what string, lowers []string, upper, work string) (int, erro
 func fsopen(kind string) (int, error) {
 	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-		return -1, &hinted{fmt.Errorf("open file system %q: %w", kind, err), "fsopen(2) is needed: Linux 5.2, CAP_SYS_ADMIN, and no seccomp filter around sbxrun that refuses it"}
+		return -1, hinted.New(fmt.Errorf("open file system %q: %w", kind, err), "fsopen(2) is needed: Linux 5.2, CAP_SYS_ADMIN, and no seccomp filter around sbxrun that refuses it")
 	}
 	if err != nil {
 		return -1, fmt.Errorf("open file system %q: %w", kind, err)

@@ -10,17 +10,9 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
-
-// hinted is an error that says what to do.
-type hinted struct {
-	err  error
-	hint string
-}
-
-func (e *hinted) Error() string { return e.err.Error() }
-func (e *hinted) Unwrap() error { return e.err }
-func (e *hinted) Hint() string  { return e.hint }
 
 // Namespace is a private mount namespace that one OS thread lives in, for what
 // needs mounts with a path (the libcontainer engine, older kernels). None is
@@ -77,7 +69,7 @@ func NewNamespace(stage string) (*Namespace, error) {
 
 func enterPrivate(stage string) error {
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-		return &hinted{fmt.Errorf("unshare mount namespace: %w", err), "run as root, with CAP_SYS_ADMIN"}
+		return hinted.New(fmt.Errorf("unshare mount namespace: %w", err), "run as root, with CAP_SYS_ADMIN")
 	}
 	// Slave, not private: what the host unmounts later goes here too and stays
 	// unmountable there; nothing of ours goes out.

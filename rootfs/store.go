@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Store is the directory of everything that survives a sandbox. All of it is
@@ -36,7 +38,7 @@ func OpenStore(root string) (*Store, error) {
 			continue
 		}
 		if err := os.MkdirAll(p, 0o700); err != nil {
-			return nil, &hinted{fmt.Errorf("open store: %w", err), "is it read-only or full? --root DIR chooses another"}
+			return nil, hinted.New(fmt.Errorf("open store: %w", err), "is it read-only or full? --root DIR chooses another")
 		}
 	}
 	return s, nil

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Upper is the writable part of a root, bounded in bytes and inodes.
@@ -50,7 +52,7 @@ func (u Upper) mountDisk() (m int, notes []string, err error) {
 	}
 	fd, err := unix.Open(u.ScratchDir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return -1, nil, &hinted{fmt.Errorf("make disk image in %q: %w", u.ScratchDir, err), "the state directory must be on a file system with O_TMPFILE (ext4, xfs, btrfs)"}
+		return -1, nil, hinted.New(fmt.Errorf("make disk image in %q: %w", u.ScratchDir, err), "the state directory must be on a file system with O_TMPFILE (ext4, xfs, btrfs)")
 	}
 	img := os.NewFile(uintptr(fd), "disk image")
 	defer img.Close()
@@ -68,7 +70,7 @@ func (u Upper) mountDisk() (m int, notes []string, err error) {
 	mkfs, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
 		if mkfs = "/sbin/mkfs.ext4"; !isFile(mkfs) {
-			return -1, nil, &hinted{errors.New("make disk image: mkfs.ext4 not found"), "apt-get install e2fsprogs"}
+			return -1, nil, hinted.New(errors.New("make disk image: mkfs.ext4 not found"), "apt-get install e2fsprogs")
 		}
 	}
 	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-m", "0", "-N", fmt.Sprint(u.Inodes), "-O", "^has_journal,^resize_inode",
@@ -104,7 +106,7 @@ func isFile(p string) bool {
 func attachLoop(img *os.File) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("find loop device: %w", err), "modprobe loop; or a --disk of at most half of --memory, which needs none"}
+		return nil, hinted.New(fmt.Errorf("find loop device: %w", err), "modprobe loop; or a --disk of at most half of --memory, which needs none")
 	}
 	defer ctl.Close()
 	for try := 0; try < 64; try++ {

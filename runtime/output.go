@@ -126,7 +126,6 @@ func drain(wg *sync.WaitGroup, signals <-chan os.Signal, sources ...*os.File) {
 				for _, f := range sources {
 					f.Close() // ends the reading; what was read is still written
 				}
-				<-time.After(time.Millisecond)
 			}
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Bounds of what an archive may unpack to: an archive is not trusted.
@@ -88,7 +90,7 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return z.IOReadCloser(), nil
 	case len(head) >= 6 && string(head) == "\xfd7zXZ\x00", len(head) >= 3 && string(head[:3]) == "BZh":
-		return nil, &hinted{errors.New("xz and bzip2 are not read"), "unpack it first: xz -d, bzip2 -d"}
+		return nil, hinted.New(errors.New("xz and bzip2 are not read"), "unpack it first: xz -d, bzip2 -d")
 	}
 	return io.NopCloser(br), nil
 }

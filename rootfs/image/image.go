@@ -20,17 +20,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
-
-// hinted is an error that says what to do.
-type hinted struct {
-	error
-	hint string
-}
-
-func (e *hinted) Unwrap() error { return e.error }
-func (e *hinted) Hint() string  { return e.hint }
 
 // Add adds a base from a directory, a tarball of a root, a `docker save`
 // archive or an OCI image layout (directory or archive). The layers of an
@@ -141,7 +133,7 @@ func archiveKind(file string) (string, error) {
 			return "root", nil
 		}
 		if err != nil {
-			return "", &hinted{fmt.Errorf("not a tar archive: %w", err), "a tarball, gzip or zstd or plain"}
+			return "", hinted.New(fmt.Errorf("not a tar archive: %w", err), "a tarball, gzip or zstd or plain")
 		}
 		switch strings.TrimPrefix(h.Name, "./") {
 		case "oci-layout", "manifest.json", "index.json":
@@ -294,7 +286,7 @@ func readImage(dir string) (layers []layerFile, cfg imageConfig, err error) {
 		for i, d := range index.Manifests {
 			if d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == goruntime.GOARCH {
 				if pick != nil && pick.Digest != d.Digest {
-					return nil, cfg, &hinted{errors.New("it holds several images"), "save one image for linux/" + goruntime.GOARCH}
+					return nil, cfg, hinted.New(errors.New("it holds several images"), "save one image for linux/"+goruntime.GOARCH)
 				}
 				pick = &index.Manifests[i]
 			}
@@ -337,7 +329,7 @@ func readDockerSave(dir string) (layers []layerFile, cfg imageConfig, err error)
 		return nil, cfg, err
 	}
 	if len(list) != 1 {
-		return nil, cfg, &hinted{fmt.Errorf("it holds %d images", len(list)), "save one image: docker save NAME:TAG"}
+		return nil, cfg, hinted.New(fmt.Errorf("it holds %d images", len(list)), "save one image: docker save NAME:TAG")
 	}
 	// The file's name is the digest of the configuration.
 	digest := ""

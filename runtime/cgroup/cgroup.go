@@ -16,17 +16,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
-
-// hinted is an error that says what to do.
-type hinted struct {
-	err  error
-	hint string
-}
-
-func (e *hinted) Error() string { return e.err.Error() }
-func (e *hinted) Unwrap() error { return e.err }
-func (e *hinted) Hint() string  { return e.hint }
 
 func exists(p string) bool { _, err := os.Stat(p); return err == nil }
 
@@ -141,7 +133,7 @@ func (h *Host) checkParent(parent string, dirs map[string]string, l Limits) erro
 		d := dirs[c]
 		up := filepath.Dir(d)
 		if (c == "freezer" || c == "") && frozen(up) {
-			return &hinted{fmt.Errorf("enter cgroup %q: it or one above it is frozen", up), "thaw it (freezer.state, cgroup.freeze): a process would never start there"}
+			return hinted.New(fmt.Errorf("enter cgroup %q: it or one above it is frozen", up), "thaw it (freezer.state, cgroup.freeze): a process would never start there")
 		}
 		if parent == "" {
 			continue
@@ -149,11 +141,11 @@ func (h *Host) checkParent(parent string, dirs map[string]string, l Limits) erro
 		ok := exists(up)
 		found = found || ok
 		if asked := c == "" && h.Mode == "v2" || need[c] != ""; asked && !ok {
-			return &hinted{fmt.Errorf("find parent cgroup %q: %w", up, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
+			return hinted.New(fmt.Errorf("find parent cgroup %q: %w", up, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent")
 		}
 	}
 	if parent != "" && !found {
-		return &hinted{fmt.Errorf("find parent cgroup %q: %w", parent, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent"}
+		return hinted.New(fmt.Errorf("find parent cgroup %q: %w", parent, os.ErrNotExist), "make the parent first, or leave out --cgroup-parent")
 	}
 	return nil
 }

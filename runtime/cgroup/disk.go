@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // IORate bounds what goes to and from one disk. v1 counts only what a process
@@ -67,7 +69,7 @@ func Disks(rates []IORate) ([]IORate, error) {
 		for _, k := range ioKinds {
 			from, to := k.of(&r), k.of(&out[same])
 			if *from > 0 && *to > 0 {
-				return nil, &hinted{fmt.Errorf("limit rate of %q: --%s is given twice for its disk", r.Device, k.flag), "partitions share the rate of their disk"}
+				return nil, hinted.New(fmt.Errorf("limit rate of %q: --%s is given twice for its disk", r.Device, k.flag), "partitions share the rate of their disk")
 			}
 			*to = max(*from, *to)
 		}
@@ -80,15 +82,15 @@ func Disks(rates []IORate) ([]IORate, error) {
 func diskOf(path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return "", &hinted{fmt.Errorf("limit rate of %q: %w", path, err), deviceHint}
+		return "", hinted.New(fmt.Errorf("limit rate of %q: %w", path, err), deviceHint)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return "", &hinted{fmt.Errorf("limit rate of %q: %w", path, unix.ENOTBLK), deviceHint}
+		return "", hinted.New(fmt.Errorf("limit rate of %q: %w", path, unix.ENOTBLK), deviceHint)
 	}
 	dev := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	sys := "/sys/dev/block/" + dev
 	if !exists(sys) {
-		return "", &hinted{fmt.Errorf("limit rate of %q: no disk has the number %s: %w", path, dev, unix.ENXIO), deviceHint}
+		return "", hinted.New(fmt.Errorf("limit rate of %q: no disk has the number %s: %w", path, dev, unix.ENXIO), deviceHint)
 	}
 	if !exists(sys + "/partition") {
 		return dev, nil
@@ -99,7 +101,7 @@ func diskOf(path string) (string, error) {
 	}
 	b, err := os.ReadFile(filepath.Join(filepath.Dir(part), "dev"))
 	if err != nil {
-		return "", &hinted{fmt.Errorf("find disk of partition %q: %w", path, err), "name the disk itself"}
+		return "", hinted.New(fmt.Errorf("find disk of partition %q: %w", path, err), "name the disk itself")
 	}
 	return strings.TrimSpace(string(b)), nil
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Host is what there is of cgroups here.
@@ -89,7 +91,7 @@ func Detect() (*Host, error) {
 			h.v2[c] = true
 		}
 	default:
-		return nil, &hinted{errors.New("detect cgroups: no cgroup hierarchy is mounted"), "mount -t cgroup2 cgroup2 /sys/fs/cgroup"}
+		return nil, hinted.New(errors.New("detect cgroups: no cgroup hierarchy is mounted"), "mount -t cgroup2 cgroup2 /sys/fs/cgroup")
 	}
 	return h, nil
 }
@@ -261,7 +263,7 @@ func (h *Host) enable(dir string, l Limits) error {
 				continue
 			}
 			if err := h.enableOne(cur, c); err != nil && need[c] != "" {
-				return &hinted{fmt.Errorf("enable controller %s in %q: %w", c, cur, err), enableHint(err, c)}
+				return hinted.New(fmt.Errorf("enable controller %s in %q: %w", c, cur, err), enableHint(err, c))
 			}
 		}
 		if i >= len(parts) || rel == "." {
@@ -317,7 +319,7 @@ func vacate(dir string) error {
 	}
 	for _, pid := range strings.Fields(string(b)) {
 		if pid == "0" {
-			return &hinted{fmt.Errorf("move processes to %q: one is of another pid namespace", leaf), "run sbxrun in a cgroup of its own, or choose another --cgroup-parent"}
+			return hinted.New(fmt.Errorf("move processes to %q: one is of another pid namespace", leaf), "run sbxrun in a cgroup of its own, or choose another --cgroup-parent")
 		}
 		if err := write(leaf, "cgroup.procs", pid); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("move process %s to %q: %w", pid, leaf, err)

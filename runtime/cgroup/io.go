@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // readFile reads a kernel file. Unlike os.ReadFile it does not try to poll it:
@@ -74,7 +76,7 @@ func flock(fd, how int) error {
 func mkdir(dir string) error {
 	err := os.Mkdir(dir, 0o755)
 	if hint := mountHint(err); hint != "" {
-		return &hinted{fmt.Errorf("make cgroup: %w", err), hint}
+		return hinted.New(fmt.Errorf("make cgroup: %w", err), hint)
 	}
 	return err
 }

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Limits are the limits the kernel's controllers enforce. For each field zero
@@ -80,13 +82,13 @@ func (h *Host) Check(l Limits) error {
 			dir, _ := h.Home()
 			hint = "the cgroup " + filepath.Dir(dir) + " was given none: Delegate=yes in a unit gives all; in a container the engine decides"
 		}
-		errs = append(errs, &hinted{fmt.Errorf("limit %s: no %s controller", need[c], c), hint})
+		errs = append(errs, hinted.New(fmt.Errorf("limit %s: no %s controller", need[c], c), hint))
 	}
 	if l.MemoryHighBytes > 0 && h.Mode != "v2" {
-		errs = append(errs, &hinted{errors.New("limit memory-high: cgroup v1 has no such limit"), "--memory is the limit on v1; boot with systemd.unified_cgroup_hierarchy=1 for v2"})
+		errs = append(errs, hinted.New(errors.New("limit memory-high: cgroup v1 has no such limit"), "--memory is the limit on v1; boot with systemd.unified_cgroup_hierarchy=1 for v2"))
 	}
 	if l.BlkioWeight > 0 && len(errs) == 0 && h.weigher() == "" {
-		errs = append(errs, &hinted{errors.New("limit blkio-weight: no disk is shared by weight here"), weightHint})
+		errs = append(errs, hinted.New(errors.New("limit blkio-weight: no disk is shared by weight here"), weightHint))
 	}
 	return errors.Join(append(errs, h.checkSwap(l))...)
 }
@@ -108,7 +110,7 @@ func (h *Host) weigher() string {
 
 func (h *Host) checkSwap(l Limits) error {
 	if l.MemoryBytes <= 0 && l.SwapBytes > 0 {
-		return &hinted{errors.New("limit swap: no memory limit"), "swap is limited on top of memory: set --memory too"}
+		return hinted.New(errors.New("limit swap: no memory limit"), "swap is limited on top of memory: set --memory too")
 	}
 	if h.Mode == "v2" || l.MemoryBytes <= 0 || l.SwapBytes < 0 || h.mounts["memory"] == "" {
 		return nil
@@ -116,7 +118,7 @@ func (h *Host) checkSwap(l Limits) error {
 	if exists(filepath.Join(h.mounts["memory"], "memory.memsw.limit_in_bytes")) || !hostSwaps() {
 		return nil
 	}
-	return &hinted{errors.New("limit swap: this kernel does not account for swap"), swapHint}
+	return hinted.New(errors.New("limit swap: this kernel does not account for swap"), swapHint)
 }
 
 const swapHint = "boot with swapaccount=1, turn swap off, or allow it: --memory-swap -1"
@@ -164,7 +166,7 @@ func apply(list []setting) error {
 	for _, s := range list {
 		if err := write(s.dir, s.file, s.value); err != nil {
 			if s.hint != "" {
-				return &hinted{err, s.hint}
+				return hinted.New(err, s.hint)
 			}
 			return err
 		}
@@ -285,7 +287,7 @@ func (g *Group) writeV2() error {
 		want, _ := readFile(filepath.Join(d, file)) // as the kernel writes it
 		got, err := readFile(filepath.Join(d, file+".effective"))
 		if err != nil || string(got) != string(want) {
-			return &hinted{fmt.Errorf("set limit %s=%q: only %q of it: %w", file, asked, strings.TrimSpace(string(got)), errors.Join(err, unix.ERANGE)), cpusetHint}
+			return hinted.New(fmt.Errorf("set limit %s=%q: only %q of it: %w", file, asked, strings.TrimSpace(string(got)), errors.Join(err, unix.ERANGE)), cpusetHint)
 		}
 	}
 	return nil

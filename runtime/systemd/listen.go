@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // FirstFD is the first descriptor that is passed (SD_LISTEN_FDS_START).
@@ -59,7 +61,7 @@ func Take(n int) ([]*os.File, error) {
 func check(fd int) error {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
 	if err != nil || flags&unix.FD_CLOEXEC != 0 { // those with the flag are our own
-		return &hinted{errors.New("not open"), "open it in the calling shell (3<file), or pass fewer"}
+		return hinted.New(errors.New("not open"), "open it in the calling shell (3<file), or pass fewer")
 	}
 	var st unix.Stat_t
 	var fs unix.Statfs_t
@@ -80,7 +82,7 @@ func check(fd int) error {
 	default:
 		what = "of a kind that"
 	}
-	return &hinted{errors.New(what + " is not passed to a sandbox"), "files, pipes, sockets and character devices are; -v shows a folder"}
+	return hinted.New(errors.New(what+" is not passed to a sandbox"), "files, pipes, sockets and character devices are; -v shows a folder")
 }
 
 // OfNetwork says whether f is a socket that belongs to a network. Through one the

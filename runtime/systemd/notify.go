@@ -14,17 +14,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
-
-// hinted is an error that says what to do.
-type hinted struct {
-	err  error
-	hint string
-}
-
-func (e *hinted) Error() string { return e.err.Error() }
-func (e *hinted) Unwrap() error { return e.err }
-func (e *hinted) Hint() string  { return e.hint }
 
 // The ways of --sdnotify, in podman's words.
 const (
@@ -67,7 +59,7 @@ func Find(mode string) (*Service, error) {
 	}
 	addr, err := address(path)
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("NOTIFY_SOCKET=%q: %w", path, err), "--sdnotify ignore tells nobody"}
+		return nil, hinted.New(fmt.Errorf("NOTIFY_SOCKET=%q: %w", path, err), "--sdnotify ignore tells nobody")
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

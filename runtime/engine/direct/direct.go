@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/runtime/engine"
 	"github.com/sbxrun/sbxrun/runtime/pid1"
 )
@@ -99,7 +100,7 @@ func spawn(f engine.Files, control int, net string, ids uint32) (int, error) {
 	}
 	pid, err := syscall.ForkExec("/proc/self/fd/"+strconv.Itoa(exe), []string{"sbxrun-init", net, strconv.FormatUint(uint64(ids), 10)}, attr)
 	if err != nil {
-		return 0, &failure{fmt.Errorf("start pid 1: %w", err), spawnHint(err)}
+		return 0, hinted.New(fmt.Errorf("start pid 1: %w", err), spawnHint(err))
 	}
 	return pid, nil
 }
@@ -115,16 +116,6 @@ func spawnHint(err error) string {
 	}
 	return ""
 }
-
-// failure is an error that says what to do.
-type failure struct {
-	err  error
-	hint string
-}
-
-func (e *failure) Error() string { return e.err.Error() }
-func (e *failure) Unwrap() error { return e.err }
-func (e *failure) Hint() string  { return e.hint }
 
 // UserNS implements [engine.Begun]: it waits until pid 1 is in its user
 // namespace and gives that its ids.
@@ -289,7 +280,7 @@ func (b *launch) Explain(m pid1.Message) error {
 	case m.Errno == unix.EPERM:
 		hint = "run as root with CAP_SYS_ADMIN; a container or a security module around sbxrun may refuse it"
 	}
-	return &failure{fmt.Errorf("%s: %w", op, m.Errno), hint}
+	return hinted.New(fmt.Errorf("%s: %w", op, m.Errno), hint)
 }
 
 // Abort implements [engine.Begun].

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/runtime/engine"
 )
 
@@ -189,7 +190,7 @@ func (p *program) inside(l *engine.Launch, binds []engine.Mount, record, console
 	add(op{code: opDrop, a: int32(l.UID), b: int32(l.GID), what: "drop privileges"})
 	p.ops = append(p.ops, t.ops...)
 	if p.next >= maxFDs {
-		return nil, 0, &failure{fmt.Errorf("launch: %d mounts: %w", len(l.Mounts)+len(binds), unix.E2BIG), "about 500 are possible: give folders above them, or --engine libcontainer"}
+		return nil, 0, hinted.New(fmt.Errorf("launch: %d mounts: %w", len(l.Mounts)+len(binds), unix.E2BIG), "about 500 are possible: give folders above them, or --engine libcontainer")
 	}
 	return t, slot, nil
 }

@@ -14,18 +14,9 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/runtime/systemd"
 )
-
-// hinted is an error that says what to do.
-type hinted struct {
-	err  error
-	hint string
-}
-
-func (e *hinted) Error() string { return e.err.Error() }
-func (e *hinted) Unwrap() error { return e.err }
-func (e *hinted) Hint() string  { return e.hint }
 
 const (
 	manager   = "org.freedesktop.systemd1"
@@ -52,7 +43,7 @@ const timeout = 30 * time.Second
 func Make(ctx context.Context, r systemd.ScopeRequest) (_ *Scope, err error) {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
-		return nil, &hinted{fmt.Errorf("connect to the system bus: %w", err), "is dbus installed and running? --cgroup-manager cgroupfs needs none"}
+		return nil, hinted.New(fmt.Errorf("connect to the system bus: %w", err), "is dbus installed and running? --cgroup-manager cgroupfs needs none")
 	}
 	defer func() {
 		if err != nil {
@@ -79,7 +70,7 @@ func Make(ctx context.Context, r systemd.ScopeRequest) (_ *Scope, err error) {
 		Props []property
 	}
 	if err := o.CallWithContext(ctx, ifManager+".StartTransientUnit", 0, r.Unit, "fail", props, []aux{}).Store(&job); err != nil {
-		return nil, &hinted{fmt.Errorf("start %s: %w", r.Unit, err), "journalctl -b -u " + r.Unit}
+		return nil, hinted.New(fmt.Errorf("start %s: %w", r.Unit, err), "journalctl -b -u "+r.Unit)
 	}
 	stop := make(chan struct{})
 	result, err := wait(ctx, signals, job)
@@ -87,7 +78,7 @@ func Make(ctx context.Context, r systemd.ScopeRequest) (_ *Scope, err error) {
 		return nil, fmt.Errorf("start %s: %w", r.Unit, err)
 	}
 	if result != "done" {
-		return nil, &hinted{fmt.Errorf("start %s: its job is %s", r.Unit, result), "journalctl -b -u " + r.Unit}
+		return nil, hinted.New(fmt.Errorf("start %s: its job is %s", r.Unit, result), "journalctl -b -u "+r.Unit)
 	}
 	if err := conn.RemoveMatchSignalContext(ctx, match...); err != nil {
 		return nil, fmt.Errorf("listen to systemd: %w", err)
