@@ -27,8 +27,14 @@ func Journaled(fd int) bool {
 	return unix.Fstat(fd, &st) == nil && want == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
 }
 
-// Journal writes one entry. Fields without a value are left out.
+// Journal writes one entry. Fields without a value are left out. The entry says
+// itself whose unit's it is, which the journal takes from root: it looks the
+// sender up only when it reads, and one that has exited by then would be in no
+// `journalctl -u`.
 func Journal(fields ...Field) error {
+	if b, err := os.ReadFile("/proc/self/cgroup"); err == nil {
+		fields = append(fields, Field{Name: "OBJECT_SYSTEMD_UNIT", Value: unitOf(string(b))})
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("make socket: %w", err)
@@ -39,6 +45,28 @@ func Journal(fields ...Field) error {
 		return fmt.Errorf("write to the journal: %w", err)
 	}
 	return nil
+}
+
+// unitOf gives the unit of a process by its /proc/PID/cgroup: the first name
+// below the slices in systemd's own hierarchy. "" is none.
+func unitOf(cgroups string) string {
+	for line := range strings.Lines(cgroups) {
+		p := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(p) != 3 || p[1] != "name=systemd" && (p[0] != "0" || strings.Contains(cgroups, ":name=systemd:")) {
+			continue
+		}
+		for _, name := range strings.Split(strings.TrimPrefix(p[2], "/"), "/") {
+			name = strings.TrimPrefix(name, "_") // systemd escapes what could be a file of the kernel's
+			if strings.HasSuffix(name, ".slice") {
+				continue
+			}
+			if strings.HasSuffix(name, ".service") || strings.HasSuffix(name, ".scope") {
+				return name
+			}
+			return ""
+		}
+	}
+	return ""
 }
 
 // entry serialises fields: NAME=value and a newline, or, where the value holds

@@ -296,3 +296,19 @@ func FuzzFilter(f *testing.F) {
 		}
 	})
 }
+
+func TestUnitOfTheCallerIsInItsCgroup(t *testing.T) {
+	for cgroups, want := range map[string]string{
+		"0::/system.slice/job.service\n":                               "job.service",
+		"0::/system.slice/system-job.slice/job@1.service/supervisor\n": "job@1.service",
+		"0::/user.slice/user-0.slice/session-3.scope\n":                "session-3.scope",
+		"0::/sbxrun.slice/_cgroup.service\n":                           "cgroup.service",
+		"0::/\n":                                                       "",
+		"0::/init.scope\n":                                             "init.scope",
+		"0::/job/x.service\n":                                          "",
+		"4:memory:/a.service\n1:name=systemd:/system.slice/b.service\n0::/c.service\n": "b.service",
+		"": "",
+	} {
+		require.Equal(t, want, unitOf(cgroups), cgroups)
+	}
+}
