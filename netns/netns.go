@@ -1,13 +1,13 @@
 // Package netns owns network namespaces that are made before a sandbox: a
-// fresh one with lo up, sockets opened inside it, and the egress proxy that
-// serves them from the host. It must never know sandboxes or engines.
+// fresh one with lo up, and what is said to and by sbxrun-net, the helper that
+// opens it to the outside as far as was asked (packages egress, routed and
+// publish). It must never know sandboxes or engines, and never import package
+// net: sbxrun links it at every launch.
 package netns
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"strconv"
@@ -89,6 +89,10 @@ func loopbackUp() error {
 // n is open.
 func (n *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
 
+// FromFile is a namespace that another process made. f stays the namespace's
+// and is closed with it.
+func FromFile(f *os.File) *NS { return &NS{file: f} }
+
 // File is the namespace's descriptor.
 func (n *NS) File() *os.File { return n.file }
 
@@ -144,17 +148,37 @@ func parseDev(s string) (rx, tx uint64, err error) {
 	return rx, tx, nil
 }
 
-// Listen opens a listener inside; it is served from here.
-func (n *NS) Listen(network, address string) (net.Listener, error) {
-	var l net.Listener
-	err := n.Do(func() (err error) {
-		// Numbers only: nothing may be looked up inside.
-		if host, _, serr := net.SplitHostPort(address); serr != nil || net.ParseIP(host) == nil {
-			return errors.Join(fmt.Errorf("listen on %q: not an address", address), serr)
-		}
-		var lc net.ListenConfig
-		l, err = lc.Listen(context.Background(), network, address)
-		return err
-	})
-	return l, err
+// Inside is a thread that stays in a namespace and makes sockets there on
+// demand. Only entering takes privileges: it goes on when they are dropped.
+type Inside struct{ work chan func() }
+
+// Enter parks a thread inside. Close lets it go.
+func (n *NS) Enter() (*Inside, error) {
+	in := &Inside{work: make(chan func())}
+	entered := make(chan error, 1)
+	go func() {
+		err := n.Do(func() error {
+			entered <- nil
+			for f := range in.work {
+				f()
+			}
+			return nil
+		})
+		entered <- err // has room: the first was taken, or this is the first
+	}()
+	if err := <-entered; err != nil {
+		return nil, err
+	}
+	return in, nil
 }
+
+// Do runs f on the thread inside, one at a time: f makes a socket and does not
+// wait for anything.
+func (in *Inside) Do(f func() error) error {
+	ch := make(chan error, 1)
+	in.work <- func() { ch <- f() }
+	return <-ch
+}
+
+// Close ends the thread. Nothing may be asked of it afterwards.
+func (in *Inside) Close() { close(in.work) }

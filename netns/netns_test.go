@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -30,6 +29,14 @@ func newNS(t *testing.T) *NS {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, n.Close()) })
 	return n
+}
+
+func listen(n *NS, network, address string) (l net.Listener, err error) {
+	err = n.Do(func() (err error) {
+		l, err = net.Listen(network, address)
+		return err
+	})
+	return l, err
 }
 
 func TestNewHasOnlyLoUp(t *testing.T) {
@@ -75,7 +82,7 @@ func TestThisProcessStaysWhereItIs(t *testing.T) {
 	for range 50 {
 		n, err := New()
 		require.NoError(t, err)
-		l, err := n.Listen("tcp", "127.0.0.1:0")
+		l, err := listen(n, "tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		require.NoError(t, l.Close())
 		require.NoError(t, n.Close())
@@ -98,11 +105,11 @@ func TestThisProcessStaysWhereItIs(t *testing.T) {
 
 func TestListenerIsInside(t *testing.T) {
 	n := newNS(t)
-	l, err := n.Listen("tcp", "127.0.0.1:3128")
+	l, err := listen(n, "tcp", "127.0.0.1:3128")
 	require.NoError(t, err)
 	defer l.Close()
 	other := newNS(t) // the same address is free elsewhere
-	l2, err := other.Listen("tcp", "127.0.0.1:3128")
+	l2, err := listen(other, "tcp", "127.0.0.1:3128")
 	require.NoError(t, err)
 	defer l2.Close()
 	go func() {
@@ -122,56 +129,8 @@ func TestListenerIsInside(t *testing.T) {
 		return err
 	}))
 	require.Equal(t, "inside", string(got))
-	for _, bad := range []string{"localhost:1", "127.0.0.1", "", ":80", "example.test:80"} {
-		_, err := n.Listen("tcp", bad)
-		require.ErrorContains(t, err, "listen on", bad)
-	}
-	_, err = n.Listen("tcp", "127.0.0.1:3128")
+	_, err = listen(n, "tcp", "127.0.0.1:3128")
 	require.ErrorIs(t, err, unix.EADDRINUSE)
-}
-
-// A namespace of lo only reaches the world through the proxy, and only there.
-func TestEgressFromANamespace(t *testing.T) {
-	n := newNS(t)
-	clearProxies(t)
-	srv, err := net.Listen("tcp", "127.0.0.1:0") // outside
-	require.NoError(t, err)
-	defer srv.Close()
-	go func() {
-		for {
-			c, err := srv.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, "outside")
-			c.Close()
-		}
-	}()
-	l, err := n.Listen("tcp", "127.0.0.1:3128")
-	require.NoError(t, err)
-	e := Serve(l, []string{srv.Addr().String()}, nil, nil)
-	defer e.Close()
-	ask := func(to string) (answer string) {
-		require.NoError(t, n.Do(func() error {
-			_, err := net.DialTimeout("tcp", srv.Addr().String(), time.Second)
-			require.Error(t, err, "reached without the proxy")
-			c, err := net.Dial("tcp", "127.0.0.1:3128")
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\n\r\n", to)
-			b, err := io.ReadAll(c)
-			answer = string(b)
-			return err
-		}))
-		return answer
-	}
-	require.Equal(t, "HTTP/1.1 200 Connection established\r\n\r\noutside", ask(srv.Addr().String()))
-	require.Contains(t, ask("127.0.0.1:22"), "HTTP/1.1 403 Forbidden\r\n")
-	rx, tx, err := n.Counters()
-	require.NoError(t, err)
-	require.Zero(t, rx+tx, "lo does not count")
 }
 
 func TestCountersOfAnInterface(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
 	"github.com/sbxrun/sbxrun/netns"
+	"github.com/sbxrun/sbxrun/netns/egress"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/rootfs/image"
 	"github.com/sbxrun/sbxrun/runtime"
@@ -56,7 +58,7 @@ func answer(verb string) int {
 	case ask.AddBaseVerb:
 		err = addBase(ctx, read, say)
 	case ask.EgressVerb:
-		err = egress(ctx, read, say)
+		err = serveEgress(ctx, read, say)
 	case ask.ScopeVerb:
 		err = makeScope(ctx, read, say)
 	}
@@ -83,8 +85,8 @@ func addBase(ctx context.Context, read func(any) error, say func(ask.Reply)) err
 	return err
 }
 
-// egress serves until it is not wanted any more.
-func egress(ctx context.Context, read func(any) error, say func(ask.Reply)) (err error) {
+// serveEgress serves until it is not wanted any more.
+func serveEgress(ctx context.Context, read func(any) error, say func(ask.Reply)) (err error) {
 	var req ask.Egress
 	if err := read(&req); err != nil {
 		return err
@@ -94,11 +96,15 @@ func egress(ctx context.Context, read func(any) error, say func(ask.Reply)) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, ns.Close()) }()
-	l, err := ns.Listen("tcp", req.Listen)
+	var l net.Listener
+	err = ns.Do(func() (err error) {
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", req.Listen)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	e := netns.Serve(l, req.Allow, nil, func(ev netns.Event) {
+	e := egress.Serve(l, req.Allow, nil, func(ev egress.Event) {
 		if !ev.Allowed && strings.HasSuffix(ev.Rule, "is not in the list of allowed hosts") {
 			say(ask.Reply{Denied: ev.Host})
 		}
