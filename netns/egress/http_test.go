@@ -14,10 +14,13 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/sbxrun/sbxrun/netns"
 )
 
 // outside is what the proxy sees of the world, and what it did.
@@ -27,7 +30,8 @@ type outside struct {
 	to      string // where every dial really goes
 	lookups []string
 	dialled []string
-	events  []Event
+	events  []netns.Decision
+	serving []*Egress
 }
 
 func (o *outside) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -41,10 +45,14 @@ func (o *outside) dial(ctx context.Context, network, addr string) (net.Conn, err
 	return (&net.Dialer{}).DialContext(ctx, network, to)
 }
 
-func (o *outside) seen() (dialled []string, events []Event) {
+// seen ends the proxies: only then all is logged.
+func (o *outside) seen() (dialled []string, events []netns.Decision) {
+	for _, e := range o.serving {
+		_ = e.Close()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return append([]string{}, o.dialled...), append([]Event{}, o.events...)
+	return append([]string{}, o.dialled...), append([]netns.Decision{}, o.events...)
 }
 
 func clearProxies(t *testing.T) {
@@ -53,36 +61,66 @@ func clearProxies(t *testing.T) {
 	}
 }
 
+// serve has a proxy on the host's loopback; ports 443 and 80 of names without one.
 func (o *outside) serve(t *testing.T, allow ...string) *Egress {
 	t.Helper()
+	var entries []string
+	for _, a := range allow {
+		if strings.ContainsAny(a, ":/") {
+			entries = append(entries, a)
+		} else {
+			entries = append(entries, a+":443", a+":80")
+		}
+	}
+	return o.serveConfig(t, Config{Policy: policy(t, entries, nil, nil)})
+}
+
+func policy(t testing.TB, allow, deny, into []string) *Policy {
+	t.Helper()
+	p, err := ParsePolicy(allow, deny, into)
+	require.NoError(t, err)
+	return p
+}
+
+func (o *outside) serveConfig(t *testing.T, c Config) *Egress {
+	t.Helper()
+	c.Log = func(d netns.Decision) {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		d.Time = time.Time{}
+		o.events = append(o.events, d)
+	}
+	if c.Upstream.Dial == nil {
+		c.Upstream.Dial = o.dial
+	}
+	c.Upstream.Lookup = o.lookup
+	e := newEgress(c)
+	o.serving = append(o.serving, e)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	e := newEgress(l, allow, o.dial, func(ev Event) {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.events = append(o.events, ev)
-	})
-	e.lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		o.lookups = append(o.lookups, host)
-		var out []netip.Addr
-		for _, a := range o.names[host] {
-			out = append(out, netip.MustParseAddr(a))
-		}
-		if out == nil {
-			return nil, errors.New("no such host")
-		}
-		return out, nil
-	}
-	e.start()
+	e.sockets.tcp = append(e.sockets.tcp, l.(*net.TCPListener))
+	e.start(func() { e.accept(l.(*net.TCPListener), func(c *net.TCPConn) { e.serveProxy(c) }) })
 	t.Cleanup(func() { require.NoError(t, e.Close()) })
 	return e
 }
 
+func (o *outside) lookup(_ context.Context, host string) ([]netip.Addr, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.lookups = append(o.lookups, host)
+	var out []netip.Addr
+	for _, a := range o.names[host] {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	if out == nil {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return out, nil
+}
+
 func open(t *testing.T, e *Egress, send string) (net.Conn, *bufio.Reader) {
 	t.Helper()
-	c, err := net.Dial("tcp", e.l.Addr().String())
+	c, err := net.Dial("tcp", e.sockets.tcp[0].Addr().String())
 	require.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	require.NoError(t, c.SetDeadline(time.Now().Add(10*time.Second)))
@@ -138,10 +176,9 @@ func TestTunnelPassesEarlyDataAndTheEndOfOneSide(t *testing.T) {
 	require.Equal(t, "EARLY "+strings.ToUpper(big), string(got))
 	dialled, events := o.seen()
 	require.Equal(t, []string{"198.51.100.7:443"}, dialled)
-	require.Equal(t, []Event{{"CONNECT", "index.test:443", true, "index.test"}}, events)
+	require.Equal(t, []netns.Decision{{Via: "connect", Host: "index.test", Address: "198.51.100.7", Port: 443, Allowed: true, Rule: "--allow index.test:443"}}, events)
 	require.NoError(t, e.Close())
-	up, down := e.Counters()
-	require.Equal(t, [2]int64{6 + 1<<20, 6 + 1<<20}, [2]int64{up, down})
+	require.Equal(t, netns.Stats{Connections: 1, UpBytes: 6 + 1<<20, DownBytes: 6 + 1<<20}, e.Stats())
 }
 
 func TestOnlyListedTargetsAreReached(t *testing.T) {
@@ -151,7 +188,7 @@ func TestOnlyListedTargetsAreReached(t *testing.T) {
 	for target, want := range map[string]string{
 		"index.test:443": "200", "index.test:80": "200", "index.test:22": "403", "evil.test:443": "403", "xindex.test:443": "403", "index.test.evil.test:443": "403",
 		"other.test:443": "403", "other.test:8443": "502", "10.1.2.3:443": "200", "10.1.2.4:443": "403", "[::ffff:10.1.2.3]:443": "200",
-		"127.0.0.1:9": "403", "0x0a010203:443": "403", "167838211:443": "403",
+		"127.0.0.1:9": "403", "0x0a010203:443": "400", "167838211:443": "400",
 	} {
 		_, br := open(t, e, "CONNECT "+target+" HTTP/1.1\r\n\r\n")
 		require.Equal(t, want, status(t, br), target)
@@ -162,10 +199,10 @@ func TestOnlyListedTargetsAreReached(t *testing.T) {
 		if !ev.Allowed {
 			denied++
 			require.NotEmpty(t, ev.Rule)
-			require.NotEmpty(t, ev.Host)
+			require.NotEmpty(t, ev.Host+ev.Address+strings.TrimPrefix(ev.Rule, "bad request: "))
 		}
 	}
-	require.Equal(t, 10, denied)
+	require.Equal(t, 9, denied)
 }
 
 func TestNamesDoNotLeadToTheHostsNetwork(t *testing.T) {
@@ -180,7 +217,7 @@ func TestNamesDoNotLeadToTheHostsNetwork(t *testing.T) {
 		dialled, events := o.seen()
 		require.Empty(t, dialled, a)
 		require.Len(t, events, 1)
-		require.Contains(t, events[0].Rule, "does not name")
+		require.Contains(t, events[0].Rule, " address "+netip.MustParseAddr(a).Unmap().String()+" of index.test")
 	}
 	for _, a := range []string{"198.51.100.1", "2a00:1450::1", "64:ff9b::c633:6401"} {
 		require.Empty(t, special(netip.MustParseAddr(a)), a)
@@ -283,7 +320,7 @@ func TestPlainHTTP(t *testing.T) {
 	defer srv.Close()
 	o := &outside{names: map[string][]string{"index.test": {"198.51.100.7"}}, to: srv.Listener.Addr().String()}
 	e := o.serve(t, "index.test", "index.test:8080")
-	u, _ := url.Parse("http://" + e.l.Addr().String())
+	u, _ := url.Parse("http://" + e.sockets.tcp[0].Addr().String())
 	client := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(u)}, Timeout: 10 * time.Second}
 	for range 2 { // the connection is not used again
 		r, err := client.Get("http://index.test/simple/?a=b%20c")
@@ -387,17 +424,11 @@ func TestCloseDoesNotWaitForDials(t *testing.T) {
 	clearProxies(t)
 	o := &outside{names: map[string][]string{"index.test": {"198.51.100.7"}}}
 	hung := make(chan bool, 1)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	e := newEgress(l, []string{"index.test"}, func(ctx context.Context, _, _ string) (net.Conn, error) {
+	e := o.serveConfig(t, Config{Policy: policy(t, []string{"index.test"}, nil, nil), Upstream: Upstream{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		hung <- true
 		<-ctx.Done()
 		return nil, ctx.Err()
-	}, nil)
-	e.lookup = func(context.Context, string) ([]netip.Addr, error) {
-		return []netip.Addr{netip.MustParseAddr("198.51.100.7")}, nil
-	}
-	e.start()
+	}}})
 	_, _ = open(t, e, "CONNECT index.test:443 HTTP/1.1\r\n\r\n")
 	<-hung
 	start := time.Now()
@@ -407,17 +438,35 @@ func TestCloseDoesNotWaitForDials(t *testing.T) {
 	require.Empty(t, o.dialled)
 }
 
-func TestTooManyConnectionsWait(t *testing.T) {
+// One wait is granted to a connection too many, so that a burst passes; then
+// the rest is refused at once, and said.
+func TestTooManyConnections(t *testing.T) {
 	clearProxies(t)
-	defer func(d time.Duration) { headTimeout = d }(headTimeout)
-	headTimeout = time.Second
+	defer func(d time.Duration) { slotTimeout = d }(slotTimeout)
+	slotTimeout = 100 * time.Millisecond
 	o := &outside{names: map[string][]string{"index.test": {"198.51.100.7"}}, to: upper(t)}
-	e := o.serve(t, "index.test")
-	for range maxConns + 5 {
-		_, _ = open(t, e, "CONNECT")
+	e := o.serveConfig(t, Config{Policy: policy(t, []string{"index.test"}, nil, nil), MaxConns: 2})
+	first, _ := open(t, e, "CONNECT")
+	_, _ = open(t, e, "CONNECT")
+	for range 3 {
+		_, br := open(t, e, "")
+		_, err := br.ReadByte()
+		require.ErrorIs(t, err, syscall.ECONNRESET)
 	}
-	_, br := open(t, e, "CONNECT index.test:443 HTTP/1.1\r\n\r\n")
-	require.Equal(t, "200", status(t, br))
+	first.Close()
+	require.Eventually(t, func() bool {
+		c, err := net.Dial("tcp", e.sockets.tcp[0].Addr().String())
+		require.NoError(t, err)
+		defer c.Close()
+		fmt.Fprint(c, "CONNECT index.test:443 HTTP/1.1\r\n\r\n")
+		b := make([]byte, 12)
+		_, _ = io.ReadFull(c, b)
+		return string(b) == "HTTP/1.1 200"
+	}, 5*time.Second, 10*time.Millisecond)
+	require.NoError(t, e.Close())
+	_, events := o.seen()
+	require.Equal(t, netns.Decision{Via: "tcp", Rule: "connection limit 2"}, events[0])
+	require.GreaterOrEqual(t, e.Stats().Denied, int64(3))
 }
 
 // What is read of a request is the one spelling that rules are compared with,
@@ -430,14 +479,14 @@ func FuzzReadRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		host, port, err := net.SplitHostPort(req.target)
+		host, port, err := net.SplitHostPort(req.target.String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, err := target(host, port); err != nil || again != req.target {
+		if again, err := parseTarget(host, port); err != nil || again != req.target {
 			t.Fatalf("%q is spelled %q", req.target, again)
 		}
-		if req.bodyBytes < 0 || strings.ContainsAny(req.target+req.authority+req.path+req.method, " \r\n\x00") {
+		if req.bodyBytes < 0 || strings.ContainsAny(req.target.String()+req.authority+req.path+req.method, " \r\n\x00") {
 			t.Fatalf("%+v", req)
 		}
 		for _, h := range req.header {
