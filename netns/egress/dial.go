@@ -54,14 +54,15 @@ func (t target) String() string {
 // p where there is one. The connection is nil where d says why.
 func (e *Egress) reach(ctx context.Context, via string, t target, p proxy) (c net.Conn, d netns.Decision) {
 	d = netns.Decision{Via: via, Host: t.name, Port: int(t.port)}
-	if e.full() {
-		d.Rule = e.byteLimit()
-		return nil, d
-	}
-	if t.name != "" {
-		d.Rule, d.Allowed = e.policy.forName(t.name, t.port)
-	} else {
+	if t.name == "" {
 		d.Address = t.addr.String()
+	}
+	switch {
+	case e.full():
+		d.Rule = e.byteLimit()
+	case t.name != "":
+		d.Rule, d.Allowed = e.policy.forName(t.name, t.port)
+	default:
 		d.Rule, d.Allowed = e.policy.forAddress(t.addr, t.port)
 	}
 	if !d.Allowed {
