@@ -499,7 +499,10 @@ func (l *counted) Accept() (net.Conn, error) {
 func TestNoDescriptorsLeftIsNotSpun(t *testing.T) {
 	s := newSandbox(t)
 	s.serve("127.0.0.1:80", echo)
-	f, _ := s.publish(tcp(80), 0)
+	f, addr := s.publish(tcp(80), 0)
+	first := dial(t, "tcp", addr) // the server inside waits from here on: it is not what is tested
+	say(t, first, "x")
+	hear(t, first, "x")
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer inner.Close()
