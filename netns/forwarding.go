@@ -20,7 +20,7 @@ import (
 // number follows.
 const LinkPrefix = "sbx"
 
-const sysctls = "/proc/sys/net" // of the calling thread's namespace
+const sysctls = "/proc/sys/net/" // of the calling thread's namespace
 
 // Forwarding is the word of a live sandbox that the host has to forward
 // packets: a shared lock. Whoever finds that nobody holds it any more puts back
@@ -51,10 +51,14 @@ func noteDir(state string) string    { return filepath.Join(state, "net") }
 func recordPath(state string) string { return filepath.Join(noteDir(state), "forwarding.json") }
 
 func openLock(state, name string, how int) (*os.File, error) {
-	if err := os.MkdirAll(noteDir(state), 0o700); err != nil {
-		return nil, fmt.Errorf("make directory of network notes: %w", err)
+	path := filepath.Join(noteDir(state), name)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(noteDir(state), 0o700); err != nil {
+			return nil, fmt.Errorf("make directory of network notes: %w", err)
+		}
+		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	}
-	f, err := os.OpenFile(filepath.Join(noteDir(state), name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
@@ -137,14 +141,14 @@ func (r *record) restore() (done []string, err error) {
 		if now, ok := readSysctl(c.Path); !ok || now != c.New {
 			continue
 		}
-		if err := writeSysctl(c.Path, c.Old); err != nil {
+		if err := change(c.Path, c.Old); err != nil {
 			return done, err
 		}
 		done = append(done, c.describe())
 	}
 	for _, c := range r.Keep {
 		if now, ok := readSysctl(c.Path); ok && now != c.Old && len(done) > 0 {
-			if err := writeSysctl(c.Path, c.Old); err != nil {
+			if err := change(c.Path, c.Old); err != nil {
 				return done, err
 			}
 		}
@@ -194,26 +198,45 @@ func (r *record) write(state string) error {
 	return nil
 }
 
+// readSysctl and WriteSysctl are bare system calls: package os asks three times
+// as many of the kernel, and a launch reads a dozen of these files.
 func readSysctl(path string) (string, bool) {
-	b, err := os.ReadFile(filepath.Join(sysctls, path))
-	return strings.TrimSpace(string(b)), err == nil
+	fd, err := unix.Open(sysctls+path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", false
+	}
+	defer unix.Close(fd)
+	var b [64]byte
+	n, err := unix.Read(fd, b[:])
+	if err != nil {
+		return "", false
+	}
+	return strings.TrimSpace(string(b[:n])), true
 }
 
-func writeSysctl(path, value string) error {
-	// Not os.WriteFile: it would add O_CREATE|O_TRUNC, and an interface may be gone.
-	f, err := os.OpenFile(filepath.Join(sysctls, path), os.O_WRONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
+// WriteSysctl sets one below /proc/sys/net, of the calling thread's namespace.
+func WriteSysctl(path, value string) error {
+	fd, err := unix.Open(sysctls+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
-		_, err = f.WriteString(value)
-		err = errors.Join(err, f.Close())
+		_, err = unix.Write(fd, []byte(value))
+		err = errors.Join(err, unix.Close(fd))
 	}
 	if err != nil {
-		err = fmt.Errorf("set sysctl net/%s to %s: %w", path, value, err)
-		return hinted.New(err, "--network full needs to forward packets; where /proc/sys is read-only, set net.ipv4.ip_forward=1 beforehand")
+		return fmt.Errorf("set sysctl net/%s to %s: %w", path, value, err)
 	}
 	return nil
+}
+
+// HasSysctl is whether there is such a file or directory.
+func HasSysctl(path string) bool { return unix.Access(sysctls+path, unix.F_OK) == nil }
+
+// change sets one of the host's. An interface may be gone since.
+func change(path, value string) error {
+	err := WriteSysctl(path, value)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return hinted.New(err, "--network full needs to forward packets; where /proc/sys is read-only, set net.ipv4.ip_forward=1 beforehand")
 }
 
 // ForwardingPlan is what the host needs for routed sandboxes. Until Close no
@@ -311,6 +334,9 @@ func (p *ForwardingPlan) fill() error {
 }
 
 func (p *ForwardingPlan) want(path string) {
+	if slices.ContainsFunc(p.rec.Changes, func(c forwardingEdit) bool { return c.Path == path }) {
+		return // is on, because of us
+	}
 	if old, ok := readSysctl(path); ok && old == "0" {
 		p.rec.Changes = append(p.rec.Changes, forwardingEdit{Path: path, Old: old, New: "1"})
 		p.changed = true
@@ -330,7 +356,7 @@ func (p *ForwardingPlan) planIPv6(r routes) string {
 		return ""
 	}
 	// Linux 6.17: forwards what comes in there and leaves all else of a host as it is.
-	if _, ok := readSysctl("ipv6/conf/" + r.devices[0] + "/force_forwarding"); ok {
+	if HasSysctl("ipv6/conf/" + r.devices[0] + "/force_forwarding") {
 		for _, dev := range r.devices {
 			p.want("ipv6/conf/" + dev + "/force_forwarding")
 		}
@@ -384,7 +410,7 @@ func (p *ForwardingPlan) Apply() error {
 		if now, ok := readSysctl(c.Path); !ok || now == c.New {
 			continue
 		}
-		if err := writeSysctl(c.Path, c.New); err != nil {
+		if err := change(c.Path, c.New); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,7 @@ const (
 	maxPieces   = 4096 // of one sandbox's exceptions
 	perMessage  = 256  // an attribute holds 64 kB
 	maxLeftover = 64   // elements of sandboxes that are gone
+	lookEvery   = 16   // links: then it is looked for such elements
 )
 
 // area is destinations and ports, both inclusive.
@@ -194,9 +195,12 @@ func (e exceptions) add(c *nftables.Conn, link uint32) error {
 		if len(elems) == 0 {
 			continue
 		}
-		old, err := leftovers(c, s)
-		if err != nil {
-			return err
+		var old []nftables.SetElement
+		var err error
+		if link%lookEvery == 0 {
+			if old, err = leftovers(c, s); err != nil {
+				return err
+			}
 		}
 		for chunk := range slices.Chunk(old, perMessage) {
 			err = errors.Join(err, c.SetDeleteElements(s, chunk))

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/netns"
 )
 
 const (
@@ -227,18 +229,20 @@ func family(a netip.Addr) byte {
 // sysctls6 are those of IPv6, which netlink does not set. on is whether the link
 // has IPv6 at all.
 func sysctls6(link string, on bool, more ...string) error {
-	const dir = "/proc/sys/net/ipv6/conf/"
-	if _, err := os.Stat(dir + link); err != nil {
+	const dir = "ipv6/conf/"
+	if !netns.HasSysctl(dir + link) {
 		return nil // a kernel without IPv6, or an MTU below its least
 	}
-	set := append([]string{"accept_ra=0", "accept_redirects=0", "autoconf=0", "accept_dad=0"}, more...)
+	// Without advertisements there is nothing to configure from (autoconf), and an
+	// interface without ARP looks for no duplicates (accept_dad).
+	set := append([]string{"accept_ra=0", "accept_redirects=0"}, more...)
 	if !on {
 		set = []string{"disable_ipv6=1"}
 	}
 	for _, s := range set {
 		name, value, _ := strings.Cut(s, "=")
-		if err := os.WriteFile(dir+link+"/"+name, []byte(value), 0); err != nil && !(name == "force_forwarding" && errors.Is(err, os.ErrNotExist)) {
-			return fmt.Errorf("set sysctl of link %q: %w", link, err)
+		if err := netns.WriteSysctl(dir+link+"/"+name, value); err != nil && !(name == "force_forwarding" && errors.Is(err, os.ErrNotExist)) {
+			return err
 		}
 	}
 	return nil

@@ -281,8 +281,11 @@ func (r *ruleset) write() {
 			expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, cmpNot(u32(0)...))
 	)
 
-	// Refused with an answer, so that programs fail at once and do not wait.
+	// Refused with an answer, so that programs fail at once and do not wait. TCP
+	// gets a reset: an ICMPv6 error that comes while connect still holds the
+	// socket is only noted, and the program waits all the same.
 	refuse := r.chain("refuse")
+	r.rule(refuse, meta(expr.MetaKeyL4PROTO, cmp(unix.IPPROTO_TCP)), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	r.rule(refuse, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 
 	// What comes from a sandbox has its address: the route to the source must
@@ -314,13 +317,16 @@ func (r *ruleset) write() {
 	// connection's first: what was tracked for the slot's last sandbox is no pass
 	// for the next. Before other tables' DNAT, so what the sandbox asked for is
 	// judged: a port that docker publishes on the host is the host's.
+	var unrouted []nftables.SetElement
+	for _, typ := range []uint32{unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_ANYCAST, unix.RTN_MULTICAST} {
+		unrouted = append(unrouted, nftables.SetElement{Key: u32(typ)})
+	}
+	r.set(&nftables.Set{Table: r.t, Name: "unrouted", Constant: true, KeyType: nftables.TypeFIBAddr}, unrouted)
 	policy := r.base("policy", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, -150)
 	r.rule(policy, fromOthers, accept)
 	r.rule(policy, v4, jump(asked4))
 	r.rule(policy, v6, jump(asked6))
-	for _, typ := range []uint32{unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_ANYCAST, unix.RTN_MULTICAST} {
-		r.rule(policy, []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, cmp(u32(typ)...)}, goTo(refuse))
-	}
+	r.rule(policy, []expr.Any{&expr.Fib{Register: reg, FlagDADDR: true, ResultADDRTYPE: true}, r.in("unrouted", false)}, goTo(refuse))
 	r.rule(policy, v4, []expr.Any{network(16, 4), r.in("never4", false)}, goTo(refuse))
 	r.rule(policy, v6, []expr.Any{network(24, 16), r.in("never6", false)}, goTo(refuse))
 

@@ -21,7 +21,7 @@ import (
 
 // world is a host and what it is connected to, each a namespace.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	host  *netns.NS
 	inet  *netns.NS // the internet, the LAN and the metadata service
 	state string
@@ -68,7 +68,7 @@ func route(t testing.TB, link, to, via string) {
 	require.NoError(t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Gw: net.ParseIP(via)}))
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t, host: newNS(t), inet: newNS(t), state: t.TempDir()}
 	require.NoError(t, w.host.Do(func() error {
@@ -86,6 +86,9 @@ func newWorld(t *testing.T) *world {
 		route(t, "up0", "::/0", gwV6)
 		return nil
 	}))
+	// The kernel answers a peer with six ICMP errors, then one a second.
+	setSysctl(t, w.host, "ipv4/icmp_ratelimit", "0")
+	setSysctl(t, w.host, "ipv6/icmp/ratelimit", "0")
 	w.hold = w.held()
 	return w
 }
@@ -201,7 +204,7 @@ func judge(t testing.TB, err error) string {
 		return ok
 	case errors.Is(err, os.ErrDeadlineExceeded), os.IsTimeout(err), errors.Is(err, unix.EAGAIN):
 		return dropped
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES):
+	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES):
 		return refused
 	}
 	return err.Error()
