@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
@@ -244,8 +245,8 @@ func TestDestinations(t *testing.T) {
 	for _, a := range dialled {
 		require.Contains(t, []string{"203.0.113.1:80", "203.0.113.2:80", "[2001:db8::1]:80", "[2001:db8::9]:80"}, a)
 	}
-	require.NotContains(t, w.lookups, "two.test", "a denied name was looked up")
-	require.NotContains(t, w.lookups, "denied.test", "a denied name was looked up")
+	require.NotContains(t, w.asked(), "two.test", "a denied name was looked up")
+	require.NotContains(t, w.asked(), "denied.test", "a denied name was looked up")
 	for _, want := range []netns.Decision{
 		{Via: "tcp", Host: "one.test", Address: "203.0.113.1", Port: 80, Allowed: true, Rule: "--allow one.test:80"},
 		{Via: "http", Host: "a.sub.test", Address: "203.0.113.2", Port: 80, Allowed: true, Rule: "--allow *.sub.test"},
@@ -400,7 +401,7 @@ func TestDNS(t *testing.T) {
 		require.Equal(t, []byte{198, 18, 1, 0}, rest[len(rest)-4:])
 	}
 	_, events := w.seen()
-	require.Equal(t, []string{"one.test", "a.sub.test", "none.sub.test"}, w.lookups)
+	require.Equal(t, []string{"one.test", "a.sub.test", "none.sub.test"}, w.asked())
 	require.Equal(t, []netns.Decision{
 		{Via: "dns", Host: "none.sub.test", Allowed: true, Rule: "--allow *.sub.test", Error: "lookup none.sub.test: no such host"},
 		{Via: "dns", Host: "x.sub.test", Rule: "--deny x.sub.test"},
@@ -415,7 +416,7 @@ func TestNamesAreNoWayOut(t *testing.T) {
 	w := newWorld(t, Config{Policy: policy(t, []string{"*.sub.test"}, nil, nil)}, nil)
 	long := strings.Repeat("x", 63) + "." + strings.Repeat("y", 63) + "."
 	require.Equal(t, dnsmessage.RCodeNameError, w.query(long+"evil.test.", dnsmessage.TypeTXT).RCode)
-	require.Empty(t, w.lookups)
+	require.Empty(t, w.asked())
 	refused := 0
 	for i := range 2 * lookupsBurst {
 		if w.query(fmt.Sprintf("%s%d.sub.test.", long, i), dnsmessage.TypeA).RCode == dnsmessage.RCodeServerFailure {
@@ -423,7 +424,7 @@ func TestNamesAreNoWayOut(t *testing.T) {
 		}
 	}
 	require.NotZero(t, refused)
-	require.Len(t, w.lookups, 2*lookupsBurst-refused)
+	require.Len(t, w.asked(), 2*lookupsBurst-refused)
 	var n names
 	for i := range maxNames {
 		_, ok := n.number(fmt.Sprint(i))
@@ -469,7 +470,9 @@ func TestRebinding(t *testing.T) {
 	got, err := exchange(c, "GET / HTTP/1.0\r\n\r\n")
 	require.NoError(t, err)
 	require.True(t, strings.HasSuffix(got, "\r\n\r\n203.0.113.1"), got)
-	w.e.resolver.init(w.lookup) // time passes
+	w.e.resolver.mu.Lock()
+	clear(w.e.resolver.known) // time passes
+	w.e.resolver.mu.Unlock()
 	w.requireReset("198.18.1.0:80")
 	dialled, _ := w.seen()
 	require.Equal(t, []string{"203.0.113.1:80"}, dialled)
@@ -676,6 +679,143 @@ func TestWithoutIPv6(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, e.sockets.v6)
 	require.NoError(t, e.Close())
+}
+
+// What the kernel says about any message of a transaction is the error.
+func TestKernelWithoutAPartOfNFTables(t *testing.T) {
+	n := newNS(t)
+	err := n.Do(func() error {
+		return transaction(func(c *nftables.Conn) {
+			table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "x"})
+			c.AddChain(&nftables.Chain{Table: table, Name: "a", Type: "none-such", Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
+			c.AddChain(&nftables.Chain{Table: table, Name: "b", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
+		})
+	})
+	require.ErrorIs(t, err, unix.ENOENT)
+	var h interface{ Hint() string }
+	require.ErrorAs(t, err, &h)
+	require.Contains(t, h.Hint(), "nf_tables")
+}
+
+// A connection that knows nothing of the host's proxy goes through it all the
+// same, by name: behind such a proxy the host itself may know no name.
+func TestTransparentThroughTheHostsProxy(t *testing.T) {
+	clearProxies(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	heads := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		br := bufio.NewReader(c)
+		line, _ := br.ReadString('\n')
+		heads <- line
+		fmt.Fprint(c, "HTTP/1.1 200 OK\r\n\r\nhello")
+	}()
+	t.Setenv("HTTPS_PROXY", l.Addr().String())
+	n := newNS(t)
+	e, err := Open(n, Config{Policy: policy(t, []string{"one.test"}, nil, nil), Upstream: Upstream{Lookup: func(context.Context, string) ([]netip.Addr, error) {
+		t.Error("looked up")
+		return nil, errors.New("no names here")
+	}}})
+	require.NoError(t, err)
+	defer e.Close()
+	w := &world{t: t, ns: n, e: e}
+	require.Equal(t, dnsmessage.RCodeSuccess, w.query("one.test.", dnsmessage.TypeA).RCode)
+	c, err := w.connect("198.18.1.0:443")
+	require.NoError(t, err)
+	b, err := io.ReadAll(c)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(b))
+	require.Equal(t, "CONNECT one.test:443 HTTP/1.1\r\n", <-heads)
+}
+
+// A log that hangs holds nothing up, and what it missed is counted.
+func TestSlowLog(t *testing.T) {
+	hang := make(chan bool)
+	var got []netns.Decision
+	j := openJournal(func(d netns.Decision) {
+		<-hang
+		got = append(got, d)
+	})
+	for range journalSize + 50 {
+		j.note(netns.Decision{Via: "dns"})
+	}
+	close(hang)
+	j.close()
+	require.Regexp(t, `^(49|50) decisions were not logged: they came too fast$`, got[1].Rule)
+}
+
+// Connections that come in masses, and that nobody finishes, take no more than
+// their slots, and leave the next ones alone once they are gone.
+func TestFlood(t *testing.T) {
+	shorten(t, &slotTimeout, 50 * time.Millisecond)
+	w := newWorld(t, Config{Policy: policy(t, []string{"203.0.113.1"}, nil, nil), MaxConns: 8}, nil)
+	before := runtime.NumGoroutine()
+	var flood []net.Conn
+	require.NoError(t, w.ns.Do(func() error {
+		for range 500 {
+			if c, err := net.Dial("tcp", "198.18.0.1:3128"); err == nil {
+				flood = append(flood, c)
+			}
+		}
+		return nil
+	}))
+	require.Less(t, runtime.NumGoroutine(), before+40)
+	for _, c := range flood {
+		c.Close()
+	}
+	require.Eventually(t, func() bool {
+		c, err := w.connect("203.0.113.1:7")
+		if err != nil {
+			return false
+		}
+		got, err := exchange(c, "a")
+		return err == nil && got == "A"
+	}, 20*time.Second, 20*time.Millisecond)
+}
+
+// BenchmarkStream compares a stream through the diversion and the tunnel with
+// one on a loopback.
+func BenchmarkStream(b *testing.B) {
+	w := newWorld(b, Config{Policy: policy(b, []string{"203.0.113.1"}, nil, nil)}, nil)
+	l := w.listen("203.0.113.1", 1000)
+	ends := make(chan bool)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 256<<10)
+			for err == nil {
+				_, err = c.Read(buf)
+			}
+			c.Close()
+			ends <- true
+		}
+	}()
+	for name, ns := range map[string]*netns.NS{"loopback": w.internet, "egress": w.ns} {
+		b.Run(name, func(b *testing.B) {
+			var c net.Conn
+			require.NoError(b, ns.Do(func() (err error) {
+				c, err = net.Dial("tcp", "203.0.113.1:1000")
+				return err
+			}))
+			buf := make([]byte, 1<<20)
+			b.SetBytes(int64(len(buf)))
+			for b.Loop() {
+				_, err := c.Write(buf)
+				require.NoError(b, err)
+			}
+			c.Close()
+			<-ends
+		})
+	}
 }
 
 func BenchmarkOpen(b *testing.B) {

@@ -77,7 +77,7 @@ func addr6(n int) netip.Addr {
 // of gives the name of an address. ours is whether the address is in the ranges
 // that names are given from: then name may be "", for one that was never given.
 func (t *names) of(ip netip.Addr) (name string, ours bool) {
-	n := -1
+	var n int
 	switch {
 	case given4.Contains(ip):
 		b := ip.As4()

@@ -41,12 +41,74 @@ import (
 //
 // and the same for IPv6. It must run on a thread inside.
 func divert(v6 bool) error {
-	c, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		return c.SetReadBuffer(1 << 20) // each rule is echoed; see ENOBUFS
+	return transaction(func(c *nftables.Conn) { rules(c, v6) })
+}
+
+func transaction(f func(*nftables.Conn)) error {
+	batch, err := encode(f)
+	if err != nil {
+		return fmt.Errorf("encode nftables rules: %w", err)
+	}
+	s, err := openNetlink(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return hinted.New(err, kernelHint)
+	}
+	defer s.close()
+	var first []unix.Errno
+	if err = s.send(batch); err == nil {
+		first, err = s.acks(1)
+	}
+	if err == nil && first[0] != 0 {
+		err = first[0]
+	}
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("set nftables rules: %w", err)
+	for _, missing := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
+		if errors.Is(err, missing) {
+			return hinted.New(err, kernelHint)
+		}
+	}
+	return err
+}
+
+const kernelHint = "network egress needs nf_tables with NAT in the kernel: modprobe -a nf_tables nft_chain_nat nft_ct nft_nat nft_reject_inet"
+
+// encode has the library write a batch and does not let it send: it asks for an
+// echo and an acknowledgement of every rule, and reading 25 of them takes three
+// times as long as all the rest. One for the last message says that all is done,
+// as a batch is a transaction; a failure is said in any case.
+func encode(f func(*nftables.Conn)) (batch []byte, err error) {
+	var messages []netlink.Message
+	caught := errors.New("caught")
+	c, err := nftables.New(nftables.WithTestDial(func(m []netlink.Message) ([]netlink.Message, error) {
+		messages = m
+		return nil, caught
 	}))
 	if err != nil {
-		return fmt.Errorf("open nf_tables: %w", err)
+		return nil, err
 	}
+	f(c)
+	if err := c.Flush(); !errors.Is(err, caught) {
+		return nil, err
+	}
+	for i, m := range messages {
+		m.Header.Flags &^= netlink.Acknowledge | netlink.Echo
+		if i == len(messages)-2 { // the last but the batch's end
+			m.Header.Flags |= netlink.Acknowledge
+		}
+		m.Header.PID, m.Header.Sequence = 0, 0
+		b, err := m.MarshalBinary()
+		if err != nil {
+			return nil, err
+		}
+		batch = append(batch, b...)
+	}
+	return batch, nil
+}
+
+func rules(c *nftables.Conn, v6 bool) {
 	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "sbxrun"})
 	chain := func(name string, kind nftables.ChainType, prio *nftables.ChainPriority) func(...[]expr.Any) {
 		ch := c.AddChain(&nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: nftables.ChainHookOutput, Priority: prio})
@@ -88,16 +150,6 @@ func divert(v6 bool) error {
 		refuse(is, payload(expr.PayloadBaseNetworkHeader, f.daddr, own), accept)
 	}
 	refuse([]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
-	if err := c.Flush(); err != nil {
-		err = fmt.Errorf("set nftables rules: %w", err)
-		for _, missing := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.EINVAL} {
-			if errors.Is(err, missing) {
-				return hinted.New(err, "network egress needs nf_tables with NAT in the kernel: modprobe nf_tables nft_chain_nat nft_ct nft_nat nft_reject_inet")
-			}
-		}
-		return err
-	}
-	return nil
 }
 
 type family struct {

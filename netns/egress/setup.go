@@ -73,18 +73,18 @@ const lo = 1
 // they are on a network (AI_ADDRCONFIG), and routes every other one to it too,
 // in one datagram. v6 is false where the host has IPv6 off.
 func addAddresses() (v6 bool, err error) {
-	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	s, err := openNetlink(unix.NETLINK_ROUTE)
 	if err != nil {
-		return false, fmt.Errorf("open rtnetlink: %w", err)
+		return false, err
 	}
-	defer unix.Close(s)
+	defer s.close()
 	var b []byte
-	for i, ip := range []netip.Addr{own4, own6} {
+	for _, ip := range []netip.Addr{own4, own6} {
 		family := byte(unix.AF_INET)
 		if ip.Is6() {
 			family = unix.AF_INET6
 		}
-		a := message(unix.RTM_NEWADDR, uint32(2*i))
+		a := message(unix.RTM_NEWADDR)
 		// ifaddrmsg: family, prefix length, flags, scope, interface
 		a = append(a, family, byte(ip.BitLen()), unix.IFA_F_NODAD, unix.RT_SCOPE_UNIVERSE)
 		a = binary.NativeEndian.AppendUint32(a, lo)
@@ -92,17 +92,18 @@ func addAddresses() (v6 bool, err error) {
 		a = attribute(a, unix.IFA_ADDRESS, ip.AsSlice())
 		b = append(b, finish(a)...)
 
-		r := message(unix.RTM_NEWROUTE, uint32(2*i+1))
+		r := message(unix.RTM_NEWROUTE)
 		// rtmsg: family, two prefix lengths, tos, table, protocol, scope, type, flags
 		r = append(r, family, 0, 0, 0, unix.RT_TABLE_LOCAL, unix.RTPROT_STATIC, unix.RT_SCOPE_HOST, unix.RTN_LOCAL, 0, 0, 0, 0)
 		r = attribute(r, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, lo))
 		r = attribute(r, unix.RTA_PREFSRC, ip.AsSlice())
 		b = append(b, finish(r)...)
 	}
-	if err := unix.Sendto(s, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return false, fmt.Errorf("set addresses and routes on lo: %w", err)
+	err = s.send(b)
+	var errnos []unix.Errno
+	if err == nil {
+		errnos, err = s.acks(4)
 	}
-	errnos, err := acks(s, 4)
 	if err != nil {
 		return false, fmt.Errorf("set addresses and routes on lo: %w", err)
 	}
@@ -117,48 +118,6 @@ func addAddresses() (v6 bool, err error) {
 		}
 	}
 	return true, nil
-}
-
-func message(kind uint16, seq uint32) []byte {
-	b := binary.NativeEndian.AppendUint32(nil, 0)
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST|unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	b = binary.NativeEndian.AppendUint32(b, seq)
-	return binary.NativeEndian.AppendUint32(b, 0)
-}
-
-// attribute appends one; all of ours are multiples of four bytes.
-func attribute(b []byte, kind uint16, value []byte) []byte {
-	b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	return append(b, value...)
-}
-
-func finish(b []byte) []byte {
-	binary.NativeEndian.PutUint32(b, uint32(len(b)))
-	return b
-}
-
-// acks reads n acknowledgements, which the kernel queued before the request returned.
-func acks(s, n int) ([]unix.Errno, error) {
-	out := make([]unix.Errno, n)
-	buf := make([]byte, 8<<10)
-	for got := 0; got < n; {
-		k, _, err := unix.Recvfrom(s, buf, unix.MSG_DONTWAIT)
-		if err != nil {
-			return nil, err
-		}
-		for b := buf[:k]; len(b) >= 20; got++ {
-			size := int(binary.NativeEndian.Uint32(b))
-			seq := binary.NativeEndian.Uint32(b[8:])
-			if size < 20 || size > len(b) || binary.NativeEndian.Uint16(b[4:]) != unix.NLMSG_ERROR || int(seq) >= n {
-				return nil, errors.New("the answer is not an acknowledgement")
-			}
-			out[seq] = unix.Errno(-int32(binary.NativeEndian.Uint32(b[16:])))
-			b = b[min(len(b), (size+3)&^3):]
-		}
-	}
-	return out, nil
 }
 
 // soOriginalDst is SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST.
