@@ -581,12 +581,16 @@ func TestCloseLeavesNothing(t *testing.T) {
 	before, goroutines := sockets(t), runtime.NumGoroutine()
 	f, ports, err := Open(s.ns, s.in, []netns.Port{tcp(80), tcp(81), udp(82), tcp(83)}, []netns.UnixPort{{Path: path, ContainerPort: 80}}, 0, nil)
 	require.NoError(t, err)
+	t.Cleanup(func() { f.Close() })
 	var clients []net.Conn
 	for _, p := range ports {
 		c, err := net.Dial(p.Proto, p.Host())
+		if p.ContainerPort == 83 && err != nil {
+			continue // nobody listens there: a reset may come at any time
+		}
 		require.NoError(t, err)
 		_, err = io.WriteString(c, "x")
-		require.NoError(t, err)
+		require.True(t, err == nil || p.ContainerPort == 83, err)
 		clients = append(clients, c)
 	}
 	c, err := net.Dial("unix", path)
