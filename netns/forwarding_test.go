@@ -1,0 +1,183 @@
+package netns
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// aHost is a namespace with an uplink up0 for both families and a LAN on lan0.
+func aHost(t *testing.T) *NS {
+	t.Helper()
+	host, out := newNS(t), newNS(t)
+	require.NoError(t, host.Do(func() error {
+		for name, list := range map[string][]string{"up0": {"192.0.2.2/24", "2001:db8::2/64"}, "lan0": {"192.168.1.2/24"}, "idle0": nil} {
+			require.NoError(t, netlink.LinkAdd(&netlink.Veth{
+				LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(int(out.File().Fd())),
+			}))
+			l, err := netlink.LinkByName(name)
+			require.NoError(t, err)
+			require.NoError(t, netlink.LinkSetUp(l))
+			for _, s := range list {
+				a, err := netlink.ParseAddr(s)
+				require.NoError(t, err)
+				a.Flags = unix.IFA_F_NODAD
+				require.NoError(t, netlink.AddrAdd(l, a))
+			}
+			if name == "up0" {
+				require.NoError(t, netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP("192.0.2.1")}))
+			}
+		}
+		return nil
+	}))
+	return host
+}
+
+func setting(t *testing.T, n *NS, path string) (v string) {
+	t.Helper()
+	require.NoError(t, n.Do(func() error { v, _ = readSysctl(path); return nil }))
+	return v
+}
+
+func set(t *testing.T, n *NS, path, v string) {
+	t.Helper()
+	require.NoError(t, n.Do(func() error { return WriteSysctl(path, v) }))
+}
+
+func plan(t *testing.T, n *NS, state string) (p *ForwardingPlan) {
+	t.Helper()
+	require.NoError(t, n.Do(func() (err error) {
+		if p, err = PlanForwarding(state); err != nil {
+			return err
+		}
+		if err := p.Apply(); err != nil {
+			return err
+		}
+		return p.Close()
+	}))
+	return p
+}
+
+func hold(t *testing.T, state string) *Forwarding {
+	t.Helper()
+	f, err := HoldForwarding(state)
+	require.NoError(t, err)
+	return f
+}
+
+func release(t *testing.T, n *NS, f *Forwarding) {
+	t.Helper()
+	require.NoError(t, n.Do(f.Release))
+}
+
+func heal(t *testing.T, n *NS, state string) (done []string) {
+	t.Helper()
+	require.NoError(t, n.Do(func() (err error) { done, err = HealForwarding(state); return err }))
+	return done
+}
+
+const upForwards, lanForwards, all4 = "ipv4/conf/up0/forwarding", "ipv4/conf/lan0/forwarding", "ipv4/conf/all/forwarding"
+
+func TestForwardingIsOnWhileSomebodyHoldsIt(t *testing.T) {
+	host, state := aHost(t), t.TempDir()
+	a, b := hold(t, state), hold(t, state)
+	p := plan(t, host, state)
+	require.Equal(t, "up0", p.Uplink)
+	require.True(t, p.IPv6)
+	require.ElementsMatch(t, []string{"up0", "lan0"}, p.Guarded)
+	check := func(up, lan string) {
+		t.Helper()
+		require.Equal(t, []string{up, lan, "0", "0", "0"}, []string{
+			setting(t, host, upForwards), setting(t, host, lanForwards), setting(t, host, all4),
+			setting(t, host, "ipv4/conf/idle0/forwarding"), setting(t, host, "ipv6/conf/all/forwarding"),
+		})
+	}
+	check("1", "1")
+	require.Empty(t, heal(t, host, state), "somebody lives")
+	release(t, host, a)
+	check("1", "1")
+	release(t, host, b)
+	check("0", "0")
+	require.NoFileExists(t, recordPath(state))
+	require.Empty(t, heal(t, host, state))
+}
+
+func TestWhatAKilledRunLeftIsPutBack(t *testing.T) {
+	host, state := aHost(t), t.TempDir()
+	killed := hold(t, state)
+	plan(t, host, state)
+	require.NoError(t, killed.live.Close()) // what the kernel does
+	next := hold(t, state)                  // takes it over
+	require.ElementsMatch(t, []string{"up0", "lan0"}, plan(t, host, state).Guarded)
+	require.NoError(t, next.live.Close())
+	done := heal(t, host, state)
+	require.Contains(t, done, "net/ipv4/conf/up0/forwarding put back to 0")
+	require.Equal(t, "0", setting(t, host, upForwards))
+	require.Empty(t, heal(t, host, state))
+}
+
+func TestForwardingOfOthersStays(t *testing.T) {
+	t.Run("on before", func(t *testing.T) {
+		host, state := aHost(t), t.TempDir()
+		set(t, host, all4, "1")
+		set(t, host, "ipv6/conf/all/forwarding", "1")
+		f := hold(t, state)
+		require.Empty(t, plan(t, host, state).Guarded)
+		require.NoFileExists(t, recordPath(state))
+		release(t, host, f)
+		require.Equal(t, "1", setting(t, host, upForwards))
+	})
+	t.Run("on meanwhile", func(t *testing.T) { // docker starts
+		host, state := aHost(t), t.TempDir()
+		f := hold(t, state)
+		plan(t, host, state)
+		set(t, host, all4, "1")
+		require.NotContains(t, plan(t, host, state).Guarded, "lan0", "the host is a router now")
+		release(t, host, f)
+		require.Equal(t, "1", setting(t, host, upForwards))
+	})
+	t.Run("one interface, by an administrator", func(t *testing.T) {
+		host, state := aHost(t), t.TempDir()
+		set(t, host, lanForwards, "1")
+		f := hold(t, state)
+		plan(t, host, state)
+		release(t, host, f)
+		require.Equal(t, []string{"1", "0"}, []string{setting(t, host, lanForwards), setting(t, host, upForwards)})
+	})
+}
+
+func TestPlanNeedsAHolder(t *testing.T) {
+	host, state := aHost(t), t.TempDir()
+	require.ErrorContains(t, host.Do(func() error { _, err := PlanForwarding(state); return err }), "nobody holds it")
+	require.Equal(t, "0", setting(t, host, upForwards))
+}
+
+func TestRecordThatIsNotOurs(t *testing.T) {
+	host, state := aHost(t), t.TempDir()
+	require.NoError(t, os.MkdirAll(noteDir(state), 0o700))
+	for content, want := range map[string]string{"": "unexpected end", "{": "unexpected end"} {
+		require.NoError(t, os.WriteFile(recordPath(state), []byte(content), 0o600))
+		err := host.Do(func() error { _, err := HealForwarding(state); return err })
+		require.ErrorContains(t, err, want)
+	}
+	// Of before a reboot: nothing has the value that was written.
+	require.NoError(t, os.WriteFile(recordPath(state), []byte(`{"ipv4_all":"0","changes":[{"path":"ipv4/conf/up0/forwarding","old":"0","new":"1"},{"path":"ipv4/conf/gone0/forwarding","old":"0","new":"1"}]}`), 0o600))
+	require.Empty(t, heal(t, host, state))
+	ents, err := os.ReadDir(noteDir(state))
+	require.NoError(t, err)
+	for _, e := range ents {
+		require.True(t, strings.HasPrefix(e.Name(), "forwarding."), filepath.Join(state, e.Name()))
+	}
+}
+
+func TestOurLinksByName(t *testing.T) {
+	for name, want := range map[string]bool{"sbx0": true, "sbx4092": true, "sbx": false, "sbxx": false, "eth0": false, "asbx1": false} {
+		require.Equal(t, want, ours(name), name)
+	}
+}
