@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -535,19 +534,19 @@ func TestBucket(t *testing.T) {
 	require.Zero(t, none.spend(now, 1<<40))
 }
 
-// The rate is one of all connections together.
+// Who is over the rate waits, all connections together. At this one each may pass
+// its first chunk, and then none another for as long as a test can take.
 func TestRate(t *testing.T) {
-	const bytesPerSecond = 1 << 20
-	w := newWorld(t, Config{Policy: policy(t, []string{"203.0.113.1"}, nil, nil), RateUpBPS: 8 * bytesPerSecond}, nil)
-	start := time.Now()
-	var wg sync.WaitGroup
+	w := newWorld(t, Config{Policy: policy(t, []string{"203.0.113.1"}, nil, nil), RateUpBPS: 80}, nil)
 	for range 4 {
 		c, err := w.connect("203.0.113.1:7")
 		require.NoError(t, err)
-		wg.Go(func() { _, _ = exchange(c, strings.Repeat("a", bytesPerSecond/4)) })
+		_, err = c.Write(make([]byte, 64<<10))
+		require.NoError(t, err)
 	}
-	wg.Wait()
-	require.Greater(t, time.Since(start), 600*time.Millisecond)
+	require.Eventually(t, func() bool { return w.e.Stats().UpBytes == 4*minChunk }, 10*time.Second, 5*time.Millisecond)
+	require.NoError(t, w.e.Close())
+	require.Equal(t, int64(4*minChunk), w.e.Stats().UpBytes)
 }
 
 // A connection that nobody reads from holds one slot and stops who writes.
@@ -753,7 +752,7 @@ func TestSlowLog(t *testing.T) {
 // Connections that come in masses, and that nobody finishes, take no more than
 // their slots, and leave the next ones alone once they are gone.
 func TestFlood(t *testing.T) {
-	shorten(t, &slotTimeout, 50 * time.Millisecond)
+	shorten(t, &slotTimeout, 50*time.Millisecond)
 	w := newWorld(t, Config{Policy: policy(t, []string{"203.0.113.1"}, nil, nil), MaxConns: 8}, nil)
 	before := runtime.NumGoroutine()
 	var flood []net.Conn

@@ -301,7 +301,7 @@ func TestBadHeadsAreRefused(t *testing.T) {
 
 func TestDrippingHeadIsCutOff(t *testing.T) {
 	clearProxies(t)
-	shorten(t, &headTimeout, 300 * time.Millisecond)
+	shorten(t, &headTimeout, 300*time.Millisecond)
 	o := &outside{}
 	c, br := open(t, o.serve(t, "index.test"), "CONNECT ")
 	start := time.Now()
@@ -454,7 +454,7 @@ func TestCloseDoesNotWaitForDials(t *testing.T) {
 // the rest is refused at once, and said.
 func TestTooManyConnections(t *testing.T) {
 	clearProxies(t)
-	shorten(t, &slotTimeout, 100 * time.Millisecond)
+	shorten(t, &slotTimeout, 100*time.Millisecond)
 	o := &outside{names: map[string][]string{"index.test": {"198.51.100.7"}}, to: upper(t)}
 	e := o.serveConfig(t, Config{Policy: policy(t, []string{"index.test"}, nil, nil), MaxConns: 2})
 	first, _ := open(t, e, "CONNECT")
