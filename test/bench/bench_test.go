@@ -260,3 +260,16 @@ func TestFlags(t *testing.T) {
 		require.Error(t, err, bad)
 	}
 }
+
+// A mode that cannot run has its reason, and no figures.
+func TestNetworkModesAreComparedWithTheFirst(t *testing.T) {
+	none, egress, full := &contestant{name: "none"}, &contestant{name: "egress"}, &contestant{name: "full", failed: "no veth"}
+	rows := networkRows([]*contestant{none, egress, full}, map[*contestant][]sample{
+		none: {{1000, 1, true}}, egress: {{1500, 1, true}, {9, 9, false}},
+	})
+	require.Len(t, rows, 3)
+	require.Nil(t, rows[0].MoreUS)
+	require.Equal(t, 500.0, *rows[1].MoreUS)
+	require.Equal(t, 1, rows[1].Failures)
+	require.Equal(t, NetworkRow{Mode: "full", Failed: "no veth"}, rows[2])
+}

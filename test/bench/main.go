@@ -133,6 +133,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		}
 		r.Paced = launchRows(plain, times)
 	}
+	if o.only.MatchString("network") {
+		say("%d rounds of the network modes", o.rounds)
+		if r.Networks, err = w.networks(ctx, o.rounds); err != nil {
+			return err
+		}
+	}
 	say("launches per second")
 	for _, parallel := range []int{1, 2, 8} {
 		rates, err := w.rate(ctx, plain, o.rateMS, parallel)
@@ -253,10 +259,10 @@ func (w *workshop) tempDir(parent string) (string, error) {
 // the linker wrote lies in smaller pieces, and each costs a launch a page fault
 // (0.4 ms in all, measured).
 func (w *workshop) install() error {
-	for _, suffix := range []string{"", "-oci"} {
+	for _, suffix := range []string{"", "-net", "-oci"} {
 		b, err := os.ReadFile(w.o.sbxrun + suffix)
 		if suffix != "" && errors.Is(err, os.ErrNotExist) {
-			continue // only the other engine needs it
+			continue // only networks, or the other engine, need it
 		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join(w.dir, "sbxrun"+suffix), b, 0o755) //nolint:gosec // a program

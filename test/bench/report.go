@@ -24,6 +24,7 @@ type Report struct {
 	Launch        []LaunchRow   `json:"launch"`
 	Paced         []LaunchRow   `json:"paced,omitempty"` // 250 ms apart; cgroup v1 only
 	Features      []FeatureRow  `json:"features"`
+	Networks      []NetworkRow  `json:"networks,omitempty"`
 	Throughput    []RateRow     `json:"throughput"`
 	Resident      []ResidentRow `json:"resident"`
 	Python        []PythonRow   `json:"python,omitempty"`
@@ -59,6 +60,15 @@ type FeatureRow struct {
 	MedianUS float64 `json:"median_us"` // difference of the medians
 	MinUS    float64 `json:"min_us"`
 	CPUUS    float64 `json:"cpu_us"`
+}
+
+// NetworkRow is a launch in one network mode.
+type NetworkRow struct {
+	Mode     string   `json:"mode"`
+	Stats    *Stats   `json:"stats"`
+	MoreUS   *float64 `json:"more_us"` // than the first mode, of the medians
+	Failures int      `json:"failures"`
+	Failed   string   `json:"failed,omitempty"`
 }
 
 // RateRow is a throughput.
@@ -150,6 +160,25 @@ func (r *Report) print(out io.Writer) error {
 	line("", "median", "min", "CPU", "with", "without")
 	for _, f := range r.Features {
 		line(f.Name, ms(f.MedianUS), ms(f.MinUS), ms(f.CPUUS), f.With, f.Without)
+	}
+	if len(r.Networks) > 0 {
+		section("Launch of /bin/true by network mode, set-up and removal included, ms")
+		line("", "min", "median", "p99", "CPU", "more")
+		for _, row := range r.Networks {
+			if row.Stats == nil {
+				failed = append(failed, fmt.Sprintf("%s failed: %s (%d launches)", row.Mode, row.Failed, row.Failures))
+				continue
+			}
+			more, s := "", row.Stats
+			if row.MoreUS != nil {
+				more = ms(*row.MoreUS)
+			}
+			if row.Failures > 0 {
+				more += fmt.Sprintf(" (%d launches failed)", row.Failures)
+			}
+			line(row.Mode, ms(s.MinUS), ms(s.MedianUS), ms(s.P99US), ms(s.CPUUS), more)
+		}
+		below()
 	}
 	section("Launches per second, by how many at a time")
 	line("", "1", "2", "8")
