@@ -172,7 +172,7 @@ func readRecord(state string) (r record, found bool, err error) {
 		err = json.Unmarshal(b, &r)
 	}
 	if err != nil {
-		return r, false, fmt.Errorf("read forwarding record: %w", err)
+		return r, false, fmt.Errorf("read forwarding record %q: %w", recordPath(state), err)
 	}
 	return r, true, nil
 }
@@ -239,12 +239,18 @@ func change(path, value string) error {
 	return hinted.New(err, "--network full needs to forward packets; where /proc/sys is read-only, set net.ipv4.ip_forward=1 beforehand")
 }
 
+// Guarded is an interface that forwards a family's packets only because of us.
+type Guarded struct {
+	Device string
+	IPv6   bool
+}
+
 // ForwardingPlan is what the host needs for routed sandboxes. Until Close no
 // other process plans.
 type ForwardingPlan struct {
-	// Guarded are the interfaces that forward only because of us: whatever
-	// comes in there and is not for a sandbox must not be forwarded.
-	Guarded []string
+	// Guarded is where whatever comes in and is not for a sandbox must not be
+	// forwarded.
+	Guarded []Guarded
 	// Uplink is the interface of the IPv4 (else IPv6) default route; "" is none.
 	Uplink string
 	// IPv6 is whether sandboxes get IPv6; Notes say why not.
@@ -320,14 +326,12 @@ func (p *ForwardingPlan) fill() error {
 		p.IPv6 = true
 	}
 	for _, c := range p.rec.Changes {
-		names := []string{c.device()}
-		if names[0] == "all" { // of IPv6, where it makes every interface forward
-			names = interfaces("ipv6")
+		devices := []string{c.device()}
+		if devices[0] == "all" { // of IPv6, where it makes every interface forward
+			devices = interfaces("ipv6")
 		}
-		for _, n := range names {
-			if !slices.Contains(p.Guarded, n) {
-				p.Guarded = append(p.Guarded, n)
-			}
+		for _, d := range devices {
+			p.Guarded = append(p.Guarded, Guarded{d, strings.HasPrefix(c.Path, "ipv6/")})
 		}
 	}
 	return nil
@@ -343,6 +347,9 @@ func (p *ForwardingPlan) want(path string) {
 	}
 }
 
+// forceForwarding is a variable so that tests see kernels without it.
+var forceForwarding = "force_forwarding"
+
 // planIPv6 returns why there is none.
 func (p *ForwardingPlan) planIPv6(r routes) string {
 	if off, ok := readSysctl("ipv6/conf/all/disable_ipv6"); !ok || off != "0" {
@@ -356,9 +363,9 @@ func (p *ForwardingPlan) planIPv6(r routes) string {
 		return ""
 	}
 	// Linux 6.17: forwards what comes in there and leaves all else of a host as it is.
-	if HasSysctl("ipv6/conf/" + r.devices[0] + "/force_forwarding") {
+	if HasSysctl("ipv6/conf/" + r.devices[0] + "/" + forceForwarding) {
 		for _, dev := range r.devices {
-			p.want("ipv6/conf/" + dev + "/force_forwarding")
+			p.want("ipv6/conf/" + dev + "/" + forceForwarding)
 		}
 		return ""
 	}

@@ -84,13 +84,29 @@ func heal(t *testing.T, n *NS, state string) (done []string) {
 
 const upForwards, lanForwards, all4 = "ipv4/conf/up0/forwarding", "ipv4/conf/lan0/forwarding", "ipv4/conf/all/forwarding"
 
+func guarded(devices ...string) (g []Guarded) {
+	for _, d := range devices {
+		g = append(g, Guarded{Device: d})
+	}
+	return g
+}
+
+func on4(p *ForwardingPlan) (g []Guarded) {
+	for _, x := range p.Guarded {
+		if !x.IPv6 {
+			g = append(g, x)
+		}
+	}
+	return g
+}
+
 func TestForwardingIsOnWhileSomebodyHoldsIt(t *testing.T) {
 	host, state := aHost(t), t.TempDir()
 	a, b := hold(t, state), hold(t, state)
 	p := plan(t, host, state)
 	require.Equal(t, "up0", p.Uplink)
 	require.True(t, p.IPv6)
-	require.ElementsMatch(t, []string{"up0", "lan0"}, p.Guarded)
+	require.ElementsMatch(t, guarded("up0", "lan0"), on4(p))
 	check := func(up, lan string) {
 		t.Helper()
 		require.Equal(t, []string{up, lan, "0", "0", "0"}, []string{
@@ -114,7 +130,7 @@ func TestWhatAKilledRunLeftIsPutBack(t *testing.T) {
 	plan(t, host, state)
 	require.NoError(t, killed.live.Close()) // what the kernel does
 	next := hold(t, state)                  // takes it over
-	require.ElementsMatch(t, []string{"up0", "lan0"}, plan(t, host, state).Guarded)
+	require.ElementsMatch(t, guarded("up0", "lan0"), on4(plan(t, host, state)))
 	require.NoError(t, next.live.Close())
 	done := heal(t, host, state)
 	require.Contains(t, done, "net/ipv4/conf/up0/forwarding put back to 0")
@@ -138,7 +154,7 @@ func TestForwardingOfOthersStays(t *testing.T) {
 		f := hold(t, state)
 		plan(t, host, state)
 		set(t, host, all4, "1")
-		require.NotContains(t, plan(t, host, state).Guarded, "lan0", "the host is a router now")
+		require.Empty(t, on4(plan(t, host, state)), "the host is a router now")
 		release(t, host, f)
 		require.Equal(t, "1", setting(t, host, upForwards))
 	})
@@ -149,6 +165,53 @@ func TestForwardingOfOthersStays(t *testing.T) {
 		plan(t, host, state)
 		release(t, host, f)
 		require.Equal(t, []string{"1", "0"}, []string{setting(t, host, lanForwards), setting(t, host, upForwards)})
+	})
+}
+
+// Before Linux 6.17 there is only one switch for IPv6.
+func TestIPv6ByTheGlobalSwitch(t *testing.T) {
+	defer func(s string) { forceForwarding = s }(forceForwarding)
+	forceForwarding = "absent"
+	values := func(host *NS) (v []string) {
+		for _, d := range []string{"all", "up0", "lan0", "default"} {
+			v = append(v, setting(t, host, "ipv6/conf/"+d+"/forwarding"))
+		}
+		return v
+	}
+	t.Run("put back with what it overwrote", func(t *testing.T) {
+		host, state := aHost(t), t.TempDir()
+		set(t, host, "ipv6/conf/lan0/forwarding", "1")
+		f := hold(t, state)
+		p := plan(t, host, state)
+		require.True(t, p.IPv6)
+		var on6 []string
+		for _, g := range p.Guarded {
+			if g.IPv6 {
+				on6 = append(on6, g.Device)
+			}
+		}
+		require.ElementsMatch(t, []string{"up0", "lan0", "idle0"}, on6, "it is on for all of them")
+		require.Equal(t, []string{"1", "1", "1", "1"}, values(host))
+		require.NotEmpty(t, plan(t, host, state).Guarded, "still ours")
+		release(t, host, f)
+		require.Equal(t, []string{"0", "0", "1", "0"}, values(host))
+	})
+	t.Run("not where the route comes by advertisements", func(t *testing.T) {
+		host, state := aHost(t), t.TempDir()
+		require.NoError(t, host.Do(func() error {
+			l, err := netlink.LinkByName("up0")
+			require.NoError(t, err)
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: net.ParseIP("2001:db8::1"), Protocol: unix.RTPROT_RA})
+		}))
+		f := hold(t, state)
+		p := plan(t, host, state)
+		require.False(t, p.IPv6)
+		require.Len(t, p.Notes, 1)
+		require.Contains(t, p.Notes[0], "router advertisements")
+		require.Equal(t, []string{"0", "0", "0", "0"}, values(host))
+		set(t, host, "ipv6/conf/up0/accept_ra", "2")
+		require.True(t, plan(t, host, state).IPv6)
+		release(t, host, f)
 	})
 }
 

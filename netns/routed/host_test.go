@@ -209,7 +209,7 @@ func TestRulesThatAreGoneOrOldAreMadeAgain(t *testing.T) {
 	require.NoError(t, w.host.Do(func() error { // what a later version finds
 		c, err := nftables.New()
 		require.NoError(t, err)
-		return makeRules(c, []string{"up0"})
+		return makeRules(c, []netns.Guarded{{Device: "up0"}})
 	}))
 	require.Equal(t, refused, ask(t, first, "tcp", otherV4, "80"), "a live sandbox's deny is kept")
 	require.NoError(t, w.host.Do(Remove))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,29 @@ func createLink(a addresses, nsFD, mtu int) (index uint32, err error) {
 		return 0, err
 	}
 	return linkIndex(a.link)
+}
+
+// activate makes the host's end send from now on. It was up before it had a
+// carrier, and the kernel lets it send only when a worker comes to it, which
+// drops the first answers: a name lookup, or a SYN-ACK for a second. Who asks by
+// ethtool for the link's state makes the kernel catch up (linkwatch_sync_dev).
+func activate(link string) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open socket: %w", err)
+	}
+	defer unix.Close(s)
+	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}
+	req := struct {
+		name  [unix.IFNAMSIZ]byte
+		value unsafe.Pointer
+		_     [16]byte // a struct ifreq is longer than what is used of it
+	}{value: unsafe.Pointer(&value)}
+	copy(req.name[:], link)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req))); errno != 0 {
+		return fmt.Errorf("ask for the state of link %q: %w", link, errno)
+	}
+	return nil
 }
 
 // deleteLeftover removes a link of this name if it is one of ours.

@@ -78,6 +78,9 @@ func Open(ns *netns.NS, c Config) (ready *netns.Ready, err error) {
 	if err := ns.Do(func() error { return sandboxEnd(a, v6, c.RateUpBPS, mtu) }); err != nil {
 		return nil, fmt.Errorf("set up network of sandbox %s: %w", c.ID, err)
 	}
+	if err := activate(a.link); err != nil {
+		return nil, err
+	}
 	ready = &netns.Ready{Resolv: text, Notes: notes}
 	for _, own := range a.of(v6) {
 		ready.Addresses = append(ready.Addresses, netip.PrefixFrom(own, own.BitLen()).String())

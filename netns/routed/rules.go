@@ -1,6 +1,7 @@
 package routed
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/netns"
 )
 
 // The ruleset is one table, the same for every sandbox: it knows them by the
@@ -54,7 +56,7 @@ func dial(lasting bool) (*nftables.Conn, error) {
 
 // ensureRules makes the table if it is absent or of another version, and makes
 // the guard's content what it should be. The caller has the plan's lock.
-func ensureRules(c *nftables.Conn, guarded []string) error {
+func ensureRules(c *nftables.Conn, guarded []netns.Guarded) error {
 	guard := guardSet()
 	elems, found, err := elementsOf(c, guard)
 	if err != nil {
@@ -63,19 +65,16 @@ func ensureRules(c *nftables.Conn, guarded []string) error {
 	if !found {
 		return makeRules(c, guarded)
 	}
-	var have []string
-	for _, e := range elems {
-		have = append(have, strings.TrimRight(string(e.Key), "\x00"))
-	}
-	add := missing(guarded, have)
+	want := guardElements(guarded)
+	add := missing(want, elems)
 	// Interfaces that others made forward by now; our guard would be in the way
 	// of a router. A delete makes the close of the socket wait (15 ms), which
 	// happens once after such a change.
-	remove := missing(have, guarded)
+	remove := missing(elems, want)
 	if len(add)+len(remove) == 0 {
 		return nil
 	}
-	err = errors.Join(c.SetAddElements(guard, names(add)), c.SetDeleteElements(guard, names(remove)))
+	err = errors.Join(c.SetAddElements(guard, add), c.SetDeleteElements(guard, remove))
 	if err == nil {
 		err = c.Flush()
 	}
@@ -98,26 +97,36 @@ func elementsOf(c *nftables.Conn, s *nftables.Set) (elems []nftables.SetElement,
 	return nil, false, fmt.Errorf("read nftables set %q: %w", s.Name, err)
 }
 
-func missing(want, have []string) []string {
-	return slices.DeleteFunc(slices.Clone(want), func(s string) bool { return slices.Contains(have, s) })
+func missing(want, have []nftables.SetElement) []nftables.SetElement {
+	return slices.DeleteFunc(slices.Clone(want), func(w nftables.SetElement) bool {
+		return slices.ContainsFunc(have, func(h nftables.SetElement) bool { return bytes.Equal(h.Key, w.Key) })
+	})
 }
 
-func names(ns []string) (out []nftables.SetElement) {
-	for _, n := range ns {
-		key := make([]byte, unix.IFNAMSIZ)
-		copy(key, n)
+// guardElements are keyed by family, padded to a word, and interface.
+func guardElements(gs []netns.Guarded) (out []nftables.SetElement) {
+	for _, g := range gs {
+		key := make([]byte, 4+unix.IFNAMSIZ)
+		key[0] = unix.NFPROTO_IPV4
+		if g.IPv6 {
+			key[0] = unix.NFPROTO_IPV6
+		}
+		copy(key[4:], g.Device)
 		out = append(out, nftables.SetElement{Key: key})
 	}
 	return out
 }
 
 func guardSet() *nftables.Set {
-	return &nftables.Set{Table: table(), Name: guardName, KeyType: nftables.TypeIFName}
+	return &nftables.Set{
+		Table: table(), Name: guardName, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeNFProto, nftables.TypeIFName),
+	}
 }
 
 // makeRules replaces the table in one transaction. What live sandboxes were
 // allowed and denied is taken over.
-func makeRules(c *nftables.Conn, guarded []string) error {
+func makeRules(c *nftables.Conn, guarded []netns.Guarded) error {
 	kept := map[string][]nftables.SetElement{}
 	for _, s := range exceptionSets() {
 		elems, _, err := elementsOf(c, s)
@@ -131,7 +140,7 @@ func makeRules(c *nftables.Conn, guarded []string) error {
 	c.DelTable(t)
 	c.AddTable(t)
 	r := &ruleset{c: c, t: t}
-	r.set(guardSet(), names(guarded))
+	r.set(guardSet(), guardElements(guarded))
 	for _, s := range exceptionSets() {
 		r.set(s, kept[s.Name])
 	}
@@ -354,7 +363,12 @@ func (r *ruleset) write() {
 	// the next sandbox when others made them forward. Until then answers and what
 	// somebody published (DNAT) pass, so that a docker started meanwhile works;
 	// only an unsolicited, untranslated packet is dropped.
-	r.rule(forward, meta(expr.MetaKeyIIFNAME, r.in(guardName, true)), accept)
+	const first = unix.NFT_REG32_00
+	r.rule(forward, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: first},
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: first + 1},
+		&expr.Lookup{SourceRegister: first, SetName: guardName, Invert: true},
+	}, accept)
 	r.rule(forward, answers, accept)
 	r.rule(forward, bits(&expr.Ct{Key: expr.CtKeySTATUS, Register: reg}, ipsDstNAT, cmpNot(u32(0)...)), accept)
 	r.rule(forward, drop)

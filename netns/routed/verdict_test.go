@@ -79,3 +79,14 @@ func TestVerdicts(t *testing.T) {
 		}
 	})
 }
+
+// The host's end may send as soon as Open returns.
+func TestTheFirstPacketIsAnswered(t *testing.T) {
+	w := newWorld(t)
+	serve(t, w.inet, inetV4, "80")
+	for slot := range 60 {
+		box, _ := w.open(Config{Slot: slot})
+		require.Equal(t, ok, ask(t, box, "udp", inetV4, "80"), "of sandbox %d", slot)
+		require.NoError(t, box.Close())
+	}
+}
