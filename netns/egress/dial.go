@@ -50,9 +50,21 @@ func (t target) String() string {
 	return net.JoinHostPort(t.host(), strconv.Itoa(int(t.port)))
 }
 
+// named gives the name that an address was given for: a program may have looked
+// it up itself before it asks the proxy.
+func (e *Egress) named(t target) target {
+	if t.name == "" {
+		if name := e.names.of(t.addr); name != "" {
+			return target{name: name, port: t.port}
+		}
+	}
+	return t
+}
+
 // reach decides about a target and connects to it, through the host's own proxy
 // p where there is one. The connection is nil where d says why.
 func (e *Egress) reach(ctx context.Context, via string, t target, p proxy) (c net.Conn, d netns.Decision) {
+	t = e.named(t)
 	d = netns.Decision{Via: via, Host: t.name, Port: int(t.port)}
 	if t.name == "" {
 		d.Address = t.addr.String()

@@ -30,10 +30,11 @@ func (e *Egress) serveUDP(c *net.UDPConn) {
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(buf)
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
+			if errors.Is(err, net.ErrClosed) || e.ctx.Err() != nil {
 				return
 			}
-			continue // an ICMP error about an earlier answer
+			e.pause()
+			continue
 		}
 		select {
 		case slots <- struct{}{}:

@@ -202,16 +202,12 @@ func (e *Egress) accept(l *net.TCPListener, serve func(*net.TCPConn)) {
 			if errors.Is(err, net.ErrClosed) || e.ctx.Err() != nil {
 				return
 			}
-			select { // out of descriptors, perhaps: that passes
-			case <-time.After(20 * time.Millisecond):
-			case <-e.ctx.Done():
-			}
+			e.pause()
 			continue
 		}
 		if !e.slot(wait) {
 			wait = 0
-			reset(c)
-			e.note(netns.Decision{Via: "tcp", Rule: fmt.Sprintf("connection limit %d", cap(e.slots))})
+			e.refuseOneMore(c)
 			continue
 		}
 		wait = slotTimeout
@@ -246,6 +242,28 @@ func (e *Egress) slot(wait time.Duration) bool {
 	return false
 }
 
+// refuseOneMore says what there was no slot for.
+func (e *Egress) refuseOneMore(c *net.TCPConn) {
+	d := netns.Decision{Via: "tcp", Rule: fmt.Sprintf("connection limit %d", cap(e.slots))}
+	if to, err := originalTarget(c); err == nil {
+		t := e.named(target{addr: to.Addr(), port: to.Port()})
+		d.Host, d.Port = t.name, int(t.port)
+		if t.name == "" {
+			d.Address = t.addr.String()
+		}
+	}
+	reset(c)
+	e.note(d)
+}
+
+// pause waits after an error that passes: out of descriptors, perhaps.
+func (e *Egress) pause() {
+	select {
+	case <-time.After(20 * time.Millisecond):
+	case <-e.ctx.Done():
+	}
+}
+
 // serve finds out what a connection from inside is.
 func (e *Egress) serve(c *net.TCPConn) {
 	to, err := originalTarget(c)
@@ -266,14 +284,6 @@ func (e *Egress) serve(c *net.TCPConn) {
 // serveTransparent serves what believes to be connected to to already.
 func (e *Egress) serveTransparent(c *net.TCPConn, to netip.AddrPort) {
 	t := target{addr: to.Addr(), port: to.Port()}
-	if name, ours := e.names.of(t.addr); ours {
-		if name == "" {
-			e.note(netns.Decision{Via: "tcp", Address: t.addr.String(), Port: int(t.port), Rule: "no name has this address"})
-			reset(c)
-			return
-		}
-		t = target{name: name, port: t.port}
-	}
 	ctx, cancel := context.WithTimeout(e.ctx, dialTimeout)
 	out, d := e.reach(ctx, "tcp", t, e.https)
 	cancel()

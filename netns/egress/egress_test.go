@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -259,7 +260,7 @@ func TestDestinations(t *testing.T) {
 		{Via: "tcp", Host: "loop.test", Address: "127.0.0.1", Port: 80, Rule: "loopback address 127.0.0.1 of loop.test"},
 		{Via: "tcp", Host: "far.test", Address: "198.51.100.1", Port: 80, Rule: "--deny 198.51.100.0/24"},
 		{Via: "tcp", Address: "198.51.100.1", Port: 80, Rule: "--deny 198.51.100.0/24"},
-		{Via: "tcp", Address: "198.18.70.1", Port: 80, Rule: "no name has this address"},
+		{Via: "tcp", Address: "198.18.70.1", Port: 80, Rule: "default deny"},
 		{Via: "dns", Host: "two.test", Rule: "default deny"},
 		{Via: "dns", Host: "denied.test", Rule: "--deny denied.test"},
 		{Via: "dns", Host: "none.test", Allowed: true, Rule: "--allow none.test", Error: "lookup none.test: no such host"},
@@ -431,11 +432,13 @@ func TestNamesAreNoWayOut(t *testing.T) {
 	}
 	_, ok := n.number("more")
 	require.False(t, ok)
-	last, ours := n.of(addr4(maxNames - 1))
-	require.True(t, ours)
-	require.Equal(t, fmt.Sprint(maxNames-1), last)
-	last, _ = n.of(addr6(maxNames - 1))
-	require.Equal(t, fmt.Sprint(maxNames-1), last)
+	for _, a := range []netip.Addr{addr4(maxNames - 1), addr6(maxNames - 1)} {
+		require.Equal(t, fmt.Sprint(maxNames-1), n.of(a))
+		require.Empty(t, n.of(a.Next()))
+	}
+	for _, a := range []netip.Addr{own4, own6, addr4(0).Prev(), addr6(0).Prev(), netip.MustParseAddr("2001:2:0:1::1:0"), netip.MustParseAddr("8.8.8.8")} {
+		require.Empty(t, n.of(a), a)
+	}
 }
 
 func FuzzDNS(f *testing.F) {
@@ -469,12 +472,17 @@ func TestRebinding(t *testing.T) {
 	got, err := exchange(c, "GET / HTTP/1.0\r\n\r\n")
 	require.NoError(t, err)
 	require.True(t, strings.HasSuffix(got, "\r\n\r\n203.0.113.1"), got)
+	c, err = w.connect("198.18.0.1:3128")
+	require.NoError(t, err)
+	got, err = exchange(c, "CONNECT 198.18.1.0:80 HTTP/1.1\r\n\r\nGET / HTTP/1.0\r\n\r\n")
+	require.NoError(t, err)
+	require.True(t, strings.HasSuffix(got, "\r\n\r\n203.0.113.1"), got)
 	w.e.resolver.mu.Lock()
 	clear(w.e.resolver.known) // time passes
 	w.e.resolver.mu.Unlock()
 	w.requireReset("198.18.1.0:80")
 	dialled, _ := w.seen()
-	require.Equal(t, []string{"203.0.113.1:80"}, dialled)
+	require.Equal(t, []string{"203.0.113.1:80", "203.0.113.1:80"}, dialled)
 }
 
 // A tunnel is to its target, whatever is said in it.
@@ -765,6 +773,11 @@ func TestFlood(t *testing.T) {
 		return nil
 	}))
 	require.Less(t, runtime.NumGoroutine(), before+40)
+	require.Eventually(t, func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return slices.Contains(w.events, netns.Decision{Via: "tcp", Address: "198.18.0.1", Port: 3128, Rule: "connection limit 8"})
+	}, 10*time.Second, 10*time.Millisecond)
 	for _, c := range flood {
 		c.Close()
 	}

@@ -74,9 +74,8 @@ func addr6(n int) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-// of gives the name of an address. ours is whether the address is in the ranges
-// that names are given from: then name may be "", for one that was never given.
-func (t *names) of(ip netip.Addr) (name string, ours bool) {
+// of gives the name of an address; "" is none.
+func (t *names) of(ip netip.Addr) string {
 	var n int
 	switch {
 	case given4.Contains(ip):
@@ -88,12 +87,12 @@ func (t *names) of(ip netip.Addr) (name string, ours bool) {
 			n = -1
 		}
 	default:
-		return "", false
+		return ""
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n < 0 || n >= len(t.list) {
-		return "", true
+		return ""
 	}
-	return t.list[n], true
+	return t.list[n]
 }

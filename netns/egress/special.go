@@ -26,11 +26,13 @@ func special(ip netip.Addr) string {
 		}
 	}
 	// A service on the host may trust what comes from the host.
-	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == ip {
-				return "host's own"
-			}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "perhaps the host's own"
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Unmap() == ip {
+			return "host's own"
 		}
 	}
 	return ""
