@@ -40,8 +40,9 @@ $(init): $(wildcard runtime/pid1/init/*.c runtime/pid1/init/*.h)
 
 init: $(init) ## build runtime/pid1/init.bin, the sandbox's pid 1
 
-build: setup $(init) ## build bin/sbxrun (without cgo) and bin/sbxrun-oci (the libcontainer engine)
+build: setup $(init) ## build bin/sbxrun, bin/sbxrun-net (networks; both without cgo) and bin/sbxrun-oci (the libcontainer engine)
 	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/sbxrun ./cmd/sbxrun
+	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bin/sbxrun-net ./cmd/sbxrun-net
 	CGO_ENABLED=1 $(GO) build -tags seccomp -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/sbxrun-oci ./cmd/sbxrun-oci
 
 demo: build ## run a real project's test suite in a sandbox, packages from the index (as root)
@@ -86,8 +87,9 @@ bench: build ## measure launches against every peer found here (as root, 3 minut
 units   := sbxrun.slice sbxrun@.service sbxrun-gc.service sbxrun-gc.timer
 unitdir := $(DESTDIR)$(PREFIX)/lib/systemd/system
 
-install: build ## copy both binaries to DESTDIR/PREFIX/bin, systemd's units to DESTDIR/PREFIX/lib/systemd/system
+install: build ## copy the binaries to DESTDIR/PREFIX/bin, systemd's units to DESTDIR/PREFIX/lib/systemd/system
 	install -D -m 0755 bin/sbxrun "$(DESTDIR)$(PREFIX)/bin/sbxrun"
+	install -D -m 0755 bin/sbxrun-net "$(DESTDIR)$(PREFIX)/bin/sbxrun-net"
 	install -D -m 0755 bin/sbxrun-oci "$(DESTDIR)$(PREFIX)/bin/sbxrun-oci"
 	install -d -m 0755 "$(unitdir)"
 	@for u in $(units); do \
@@ -96,7 +98,7 @@ install: build ## copy both binaries to DESTDIR/PREFIX/bin, systemd's units to D
 	done
 
 uninstall: ## remove what install put there (the store in /var/lib/sbxrun stays)
-	rm -f "$(DESTDIR)$(PREFIX)/bin/sbxrun" "$(DESTDIR)$(PREFIX)/bin/sbxrun-oci" $(foreach u,$(units),"$(unitdir)/$(u)")
+	rm -f "$(DESTDIR)$(PREFIX)/bin/sbxrun" "$(DESTDIR)$(PREFIX)/bin/sbxrun-net" "$(DESTDIR)$(PREFIX)/bin/sbxrun-oci" $(foreach u,$(units),"$(unitdir)/$(u)")
 
 clean: ## remove what was built (environments in /var/lib/sbxrun stay: sbxrun env prune)
 	rm -rf bin build $(init) $(init).tmp

@@ -1,6 +1,10 @@
 package netns
 
-import "time"
+import (
+	"strconv"
+	"strings"
+	"time"
+)
 
 // The network modes of a sandbox. A mode may also be "ns:PATH".
 const (
@@ -10,17 +14,8 @@ const (
 	ModeHost   = "host"   // the host's own
 )
 
-// Request is what sbxrun asks of sbxrun-net, as one JSON object. The namespace
-// comes with it as a descriptor.
-type Request struct {
-	// Mode is ModeEgress, ModeFull, or ModeNone where ports are all that is wanted.
-	Mode string `json:"mode"`
-	// ID names the sandbox, Slot is its number: all addresses derive from it.
-	ID   string `json:"id"`
-	Slot int    `json:"slot"`
-	// State is the directory where what outlives this process is noted.
-	State string `json:"state"`
-
+// Options are what was asked of the network, beside its mode.
+type Options struct {
 	// Allow and Deny are HOST[:PORT], *.HOST[:PORT], ADDRESS[:PORT], CIDR[:PORT];
 	// a deny wins over every allow. With ModeFull addresses and CIDRs only.
 	Allow []string `json:"allow,omitempty"`
@@ -40,10 +35,30 @@ type Request struct {
 	MaxBytes    int64 `json:"max_bytes,omitempty"`     // both ways together
 	RateUpBPS   int64 `json:"rate_up_bps,omitempty"`   // bits per second
 	RateDownBPS int64 `json:"rate_down_bps,omitempty"` // bits per second
+}
 
+// Request is what sbxrun asks of sbxrun-net, as one JSON object. The namespace
+// comes with it as a descriptor.
+type Request struct {
+	// Mode is ModeEgress, ModeFull, or ModeNone where ports are all that is wanted.
+	Mode string `json:"mode"`
+	// ID names the sandbox, Slot is its number: all addresses derive from it.
+	ID   string `json:"id"`
+	Slot int    `json:"slot"`
+	// State is the directory where what outlives this process is noted.
+	State string `json:"state"`
+	Options
+	// Log says that descriptor LogFD takes a JSON line for each decision.
+	Log bool `json:"log,omitempty"`
 	// DropTo is the host uid and gid that sbxrun-net goes on as once all is set up.
 	DropTo uint32 `json:"drop_to"`
 }
+
+// The descriptors of sbxrun-net.
+const (
+	ControlFD = 3 // a stream socket: the request, then replies; its end is the helper's
+	LogFD     = 4
+)
 
 // Port is a published port: what comes to the host's Host:HostPort goes to
 // ContainerPort in the namespace.
@@ -52,6 +67,18 @@ type Port struct {
 	HostIP        string `json:"host_ip"`   // "" is every address
 	HostPort      int    `json:"host_port"` // 0 in a request is any free one
 	ContainerPort int    `json:"container_port"`
+}
+
+// Host is the host's side as host:port.
+func (p Port) Host() string {
+	ip := p.HostIP
+	switch {
+	case ip == "":
+		ip = "0.0.0.0"
+	case strings.Contains(ip, ":"):
+		ip = "[" + ip + "]"
+	}
+	return ip + ":" + strconv.Itoa(p.HostPort)
 }
 
 // UnixPort is a UNIX socket of the host's, mode 0600, that leads to a TCP port in
@@ -63,11 +90,10 @@ type UnixPort struct {
 
 // Reply is one JSON line of sbxrun-net's: first Ready or Error, at the end Stats.
 type Reply struct {
-	Ready    *Ready    `json:"ready,omitempty"`
-	Decision *Decision `json:"decision,omitempty"`
-	Stats    *Stats    `json:"stats,omitempty"`
-	Error    string    `json:"error,omitempty"`
-	Hint     string    `json:"hint,omitempty"`
+	Ready *Ready `json:"ready,omitempty"`
+	Stats *Stats `json:"stats,omitempty"`
+	Error string `json:"error,omitempty"`
+	Hint  string `json:"hint,omitempty"`
 }
 
 // Ready is that the network is set up.
@@ -108,4 +134,14 @@ type Stats struct {
 	DownBytes   int64 `json:"down_bytes"` // to the sandbox
 	InBytes     int64 `json:"in_bytes"`   // to published ports
 	OutBytes    int64 `json:"out_bytes"`  // from published ports
+	// Decisions are the different ones, in order of appearance; more than there is
+	// room for are only counted.
+	Decisions []Tally `json:"decisions,omitempty"`
+	Omitted   int64   `json:"omitted,omitempty"`
+}
+
+// Tally is a decision that was taken Count times; Time is the first.
+type Tally struct {
+	Decision
+	Count int64 `json:"count"`
 }

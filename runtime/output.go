@@ -108,8 +108,10 @@ func drain(wg *sync.WaitGroup, signals <-chan os.Signal, sources ...*os.File) {
 		select {
 		case <-done:
 			return
-		case <-signals:
-			return
+		case sig := <-signals:
+			if sig != unix.SIGWINCH && sig != unix.SIGCONT && sig != unix.SIGUSR1 && sig != unix.SIGUSR2 {
+				return
+			}
 		case <-check.C:
 			left := 0
 			for _, f := range sources {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime/cgroup"
 	"github.com/sbxrun/sbxrun/runtime/engine"
@@ -95,7 +96,11 @@ type Plan struct {
 	Namespaces []string `json:"namespaces"`
 	IDRange    uint32   `json:"id_range"` // host ids, unique per live sandbox
 	Network    string   `json:"network"`
-	Seccomp    string   `json:"seccomp"` // digest of the policy
+	// Aliases are further names of localhost.
+	Aliases []string `json:"aliases,omitempty"`
+	// Net is what is asked of it beside the mode; nil is nothing.
+	Net     *netns.Options `json:"network_options,omitempty"`
+	Seccomp string         `json:"seccomp"` // digest of the policy
 	// LandlockScoped is the set of LANDLOCK_SCOPE_* bits, 0 where the kernel
 	// has none.
 	LandlockScoped uint32   `json:"landlock_scoped"`
@@ -135,7 +140,7 @@ func NewPlan(spec Spec, host *Host, dirs Dirs) (*Plan, error) {
 		Base: spec.Base, Layer: spec.Layer, ReadOnly: spec.ReadOnly, Volumes: spec.Volumes,
 		Namespaces: []string{"user", "mount", "pid", "ipc", "uts", "cgroup", "time", "net"},
 		IDRange:    idRangeSize, Capabilities: []string{}, NoNewPrivs: true,
-		StopSignal: spec.StopSignal, StopTimeout: spec.StopTimeout, CgroupParent: spec.CgroupParent,
+		StopSignal: spec.StopSignal, StopTimeout: spec.StopTimeout, CgroupParent: spec.CgroupParent, Aliases: spec.Aliases,
 		Degraded: []string{}, MayDegrade: spec.Degrade,
 		Masked: []string{
 			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg",
@@ -294,21 +299,6 @@ func insidePath(s string) error {
 		return errors.New("longer than 4095 bytes")
 	case path.Clean(s) != s && path.Clean(s)+"/" != s:
 		return errors.New(`holds "..", "." or "//"`)
-	}
-	return nil
-}
-
-func (p *Plan) network(spec Spec, _ *Host) error {
-	p.Network = spec.Network
-	switch {
-	case spec.Network == "" || spec.Network == "none":
-		p.Network = "none"
-	case spec.Network == "host":
-		p.Degraded = append(p.Degraded, "network=host")
-		p.Namespaces = p.Namespaces[:len(p.Namespaces)-1]
-	case strings.HasPrefix(spec.Network, "ns:/"):
-	default:
-		return planErr("set up network", spec.Network, errors.New("unknown mode"), "modes of this version: none, host, ns:PATH")
 	}
 	return nil
 }
@@ -642,7 +632,7 @@ func (p *Plan) Text() string {
 		row("descriptors", "3 to %d, %d of them sockets of the service manager's", 2+p.PassFDs, p.ListenFDs)
 	}
 	row("namespaces", "%s", strings.Join(p.Namespaces, " "))
-	row("network", "%s", p.Network)
+	row("network", "%s", networkText(p.Network, p.Net))
 	row("seccomp", "%s", p.Seccomp)
 	l := p.Limits
 	row("limits", "memory %s, swap %s, cpus %g, pids %d, cpuset %q", num(l.MemoryBytes), num(l.SwapBytes), l.CPUs, l.Pids, l.CPUSet)

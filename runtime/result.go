@@ -3,6 +3,8 @@ package runtime
 import (
 	"strconv"
 	"time"
+
+	"github.com/sbxrun/sbxrun/netns"
 )
 
 // Status says how a run ended, in one word.
@@ -76,11 +78,34 @@ type Result struct {
 	Limits   Limits             `json:"limits"`
 	Degraded []string           `json:"degraded"`
 	Denials  []string           `json:"denials"`
-	Notes    []string           `json:"notes,omitempty"` // what the caller should know and is no failure
+	Services []ResultService    `json:"services,omitempty"`
+	Network  *ResultNetwork     `json:"network,omitempty"` // nil where no helper or shared namespace was needed
+	Notes    []string           `json:"notes,omitempty"`   // what the caller should know and is no failure
 	Env      *ResultEnv         `json:"env"`
 	Base     string             `json:"base"`
 	Engine   string             `json:"engine"`
 	PhasesMS map[string]float64 `json:"phases_ms"`
+}
+
+// ResultNetwork is the network as it was.
+type ResultNetwork struct {
+	Mode      string       `json:"mode"`
+	Addresses []string     `json:"addresses,omitempty"`
+	Ports     []netns.Port `json:"ports,omitempty"` // with the numbers that were taken
+	*netns.Stats
+}
+
+// ResultService is a service that ran beside the job, in a sandbox of its own.
+type ResultService struct {
+	Name     string  `json:"name"`
+	ID       string  `json:"id,omitempty"`
+	Status   Status  `json:"status"` // canceled: it was stopped when the job had ended
+	Reason   Reason  `json:"reason"`
+	ExitCode int     `json:"exit_code"`
+	Message  string  `json:"message,omitempty"`
+	ReadyMS  float64 `json:"ready_ms"` // from its start; 0 where it never was
+	// Log is the end of what it wrote, at most 64 KiB.
+	Log string `json:"log"`
 }
 
 // Pressure is how long some, and all, processes together waited for a resource.

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime/cgroup"
 	"github.com/sbxrun/sbxrun/runtime/engine"
@@ -41,6 +42,15 @@ type IO struct {
 	// NoFigures leaves out what only a report shows: the measured numbers and
 	// the limits as the kernel took them.
 	NoFigures bool
+	// NetLog takes a JSON line for each decision about the network; nil is none.
+	NetLog *os.File
+	// NetworkReady is told, before the command starts, what the helper set up; nil is nobody.
+	NetworkReady func(*netns.Ready)
+	// BeforeStart runs when the network is there and before pid 1 makes anything
+	// of the command: what shares the namespace is started by it. nil is nothing.
+	BeforeStart func(netNS *os.File, ready *netns.Ready) error
+	// Joined is what was said of the namespace that is joined (ns:PATH); nil is nothing.
+	Joined *netns.Ready
 }
 
 // stageDir is covered by a tmpfs in each supervisor's private mount namespace.
@@ -56,6 +66,7 @@ type sandbox struct {
 	res  *Result
 
 	slot     *slot
+	net      *network // nil where pid 1 makes the namespace, or joins one
 	host     *cgroup.Host
 	group    *cgroup.Group
 	launched engine.Launch
@@ -119,7 +130,7 @@ func Run(ctx context.Context, plan *Plan, io IO) (*Result, error) {
 	s := &sandbox{plan: plan, io: io, id: newID()}
 	s.res = &Result{
 		SchemaVersion: SchemaVersion, ID: s.id, Name: plan.Name, StartedAt: time.Now().UTC(),
-		Limits: plan.Limits, Degraded: append([]string{}, plan.Degraded...), Base: plan.Base.Name,
+		Limits: plan.Limits, Degraded: append([]string{}, plan.Degraded...), Denials: []string{}, Base: plan.Base.Name,
 		Engine: plan.Engine, PhasesMS: map[string]float64{},
 	}
 	if plan.Layer != nil {
@@ -152,7 +163,7 @@ func Run(ctx context.Context, plan *Plan, io IO) (*Result, error) {
 // SetupFailed is the report of a run that ended before there was a sandbox.
 func SetupFailed(err error) *Result {
 	now := time.Now()
-	r := &Result{SchemaVersion: SchemaVersion, StartedAt: now, FinishedAt: now, Degraded: []string{}, PhasesMS: map[string]float64{}}
+	r := &Result{SchemaVersion: SchemaVersion, StartedAt: now, FinishedAt: now, Degraded: []string{}, Denials: []string{}, PhasesMS: map[string]float64{}}
 	fillSetupFailure(r, err)
 	return r
 }
@@ -183,17 +194,26 @@ func (s *sandbox) launch() error {
 	if h, err := detectCgroups(); err == nil && h.Mode == "v2" {
 		begin, limit = limit, begin // pid 1 is born in its group
 	}
+	services := verb{"services", "start services", nil}
+	if s.io.BeforeStart != nil {
+		services.f = s.beforeStart
+	}
 	for _, v := range []verb{
 		{"lock", "take a slot", s.takeSlot},
 		{"net", "set up network", s.openNetwork},
 		{"launch", "open pipes", s.openPipes},
 		begin,
 		limit,
+		services,
 		{"launch", "prepare launch", s.prepare},
 		{"cgroup", "watch memory", func() error { return s.group.Watch() }},
+		{"net", "set up network", s.awaitNetwork},
 		{"mount", "make root", s.makeRoot},
 		{"launch", "start", s.start},
 	} {
+		if v.f == nil {
+			continue
+		}
 		if err := s.step(v.phase, v.op, v.f); err != nil {
 			return err
 		}
@@ -289,7 +309,7 @@ func (s *sandbox) makeRoot() error {
 		return s.endedEarly(err)
 	}
 	a := rootfs.Assembly{
-		Lowers: p.Base.Lowers, Binds: p.Base.Binds, Upper: p.Upper, Seeds: p.Seeds,
+		Lowers: p.Base.Lowers, Binds: p.Base.Binds, Upper: p.Upper, Seeds: append(p.Seeds[:len(p.Seeds):len(p.Seeds)], s.networkSeeds()...),
 		IDs: rootfs.IDMap{Base: s.slot.idBase(), Size: p.IDRange}, UID: p.UID, GID: p.GID,
 		NoIDMapOK: slices.Contains(p.MayDegrade, "idmap"), UserNS: userns, Stage: stageDir,
 	}
@@ -312,30 +332,6 @@ func (s *sandbox) makeRoot() error {
 		s.res.Degraded = append(s.res.Degraded, "idmap")
 	}
 	return s.makeServiceMounts()
-}
-
-func (s *sandbox) openNetwork() error {
-	path, ok := strings.CutPrefix(s.plan.Network, "ns:")
-	if !ok {
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return &Error{Op: "open network namespace", Object: path, Err: err}
-	}
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
-		f.Close()
-		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("not a namespace"), err), Hint: "ip netns add NAME makes /run/netns/NAME"}
-	}
-	var own, given unix.Stat_t
-	if err := errors.Join(unix.Stat("/proc/self/ns/net", &own), unix.Fstat(int(f.Fd()), &given)); err != nil || own.Ino == given.Ino && own.Dev == given.Dev {
-		f.Close()
-		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("it is the host's own"), err), Hint: "--network host says so by name, and the report too"}
-	}
-	s.files.NetNS = f
-	s.push(f.Close)
-	return nil
 }
 
 // openPipes makes what connects this process with pid 1 and the command.
@@ -409,6 +405,7 @@ func (s *sandbox) record() (*pid1.Record, error) {
 	for _, b := range p.Env {
 		rec.Env = append(rec.Env, string(b))
 	}
+	rec.Env = append(rec.Env, s.networkEnv()...)
 	for _, r := range p.Rlimits {
 		rec.Rlimits = append(rec.Rlimits, pid1.Rlimit{Resource: uint32(rlimitNumbers[r.Name]), Soft: r.Soft, Hard: r.Hard})
 	}

@@ -3,6 +3,7 @@ package runtime
 import (
 	"time"
 
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime/cgroup"
 )
@@ -40,8 +41,13 @@ type Spec struct {
 	ShmSizeBytes int64
 
 	Limits Limits
-	// Network is "none" (the default, also for ""), "host", or "ns:PATH".
+	// Network is "none" (the default, also for ""), "egress", "full", "host",
+	// "ns:PATH" or "container:ID"; Net is what else is asked of it.
 	Network string
+	Net     netns.Options
+	// Aliases are further names of localhost, in /etc/hosts: of what is served in
+	// the same network namespace.
+	Aliases []string
 
 	// TTY gives the command a terminal of its own.
 	TTY bool

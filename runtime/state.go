@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime/cgroup"
 )
@@ -221,7 +222,9 @@ func newID() string {
 // supervisor died.
 func healSlots(state string) (did []string, err error) {
 	if state != stageDir {
-		_, err = healSlots(stageDir)
+		did, err = healSlots(stageDir)
+	} else {
+		did, err = netns.HealForwarding(stageDir)
 	}
 	ents, rerr := os.ReadDir(slotsDir(state))
 	err = errors.Join(err, rerr)
@@ -249,6 +252,47 @@ func healSlots(state string) (did []string, err error) {
 		errs = append(errs, s.release())
 	}
 	return did, errors.Join(errs...)
+}
+
+// findSandbox gives the journal of a live sandbox by its name, its id or the
+// beginning of it.
+func findSandbox(state, name string) (*journal, error) {
+	ents, err := os.ReadDir(slotsDir(state))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var found *journal
+	for _, e := range ents {
+		path := filepath.Join(slotsDir(state), e.Name())
+		free, err := lockFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if free != nil { // nobody runs it
+			free.Close()
+			continue
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		j, err := readJournal(f)
+		f.Close()
+		switch {
+		case err != nil || j == nil:
+		case j.Name == name && name != "" || j.ID == name:
+			return j, nil
+		case len(name) >= 4 && strings.HasPrefix(j.ID, name):
+			if found != nil {
+				return nil, errors.New("more than one id begins so")
+			}
+			found = j
+		}
+	}
+	if found == nil {
+		return nil, errors.New("no such sandbox is running")
+	}
+	return found, nil
 }
 
 // GC heals what crashed sandboxes left and returns, in words, what it did. It

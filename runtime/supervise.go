@@ -93,7 +93,7 @@ func (s *sandbox) supervise(ctx context.Context) error {
 	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
 	s.io.Service.Started("sandbox " + s.id + " runs " + string(s.plan.Argv[0]))
 
-	o := s.wait(ctx, msgs, gone)
+	o := s.wait(ctx, msgs, gone, limit)
 
 	// Everything inside is dead once pid 1 is reaped; only now are the
 	// counters final and is it safe to look at what was left.
@@ -104,6 +104,7 @@ func (s *sandbox) supervise(ctx context.Context) error {
 	if s.term != nil {
 		s.term.drain(s.signals)
 	}
+	s.measureNetwork()
 	s.measure(&o)
 	s.judge(&o)
 	s.io.Service.Stopping(s.res.End())
@@ -121,7 +122,7 @@ func (s *sandbox) endUnstarted(st Status, why Reason, code int) error {
 }
 
 // wait runs until pid 1 is gone and says how that came.
-func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-chan struct{}) outcome {
+func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-chan struct{}, wall <-chan time.Time) outcome {
 	var o outcome
 	l := s.plan.Limits
 	kill := func(why Reason) {
@@ -138,10 +139,6 @@ func (s *sandbox) wait(ctx context.Context, msgs <-chan pid1.Message, gone <-cha
 			return nil
 		}
 		return time.After(d)
-	}
-	var wall <-chan time.Time
-	if l.WallTime > 0 {
-		wall = timer(l.WallTime + l.ExtraTime)
 	}
 	var cpu <-chan time.Time
 	if l.CPUTime > 0 {

@@ -3,20 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
-	"github.com/sbxrun/sbxrun/netns"
-	"github.com/sbxrun/sbxrun/netns/egress"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/rootfs/image"
 	"github.com/sbxrun/sbxrun/runtime"
@@ -57,8 +52,6 @@ func answer(verb string) int {
 	switch verb {
 	case ask.AddBaseVerb:
 		err = addBase(ctx, read, say)
-	case ask.EgressVerb:
-		err = serveEgress(ctx, read, say)
 	case ask.ScopeVerb:
 		err = makeScope(ctx, read, say)
 	}
@@ -83,34 +76,4 @@ func addBase(ctx context.Context, read func(any) error, say func(ask.Reply)) err
 		say(ask.Reply{Digest: b.Digest})
 	}
 	return err
-}
-
-// serveEgress serves until it is not wanted any more.
-func serveEgress(ctx context.Context, read func(any) error, say func(ask.Reply)) (err error) {
-	var req ask.Egress
-	if err := read(&req); err != nil {
-		return err
-	}
-	ns, err := netns.New()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, ns.Close()) }()
-	var l net.Listener
-	err = ns.Do(func() (err error) {
-		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", req.Listen)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	e := egress.Serve(l, req.Allow, nil, func(ev egress.Event) {
-		if !ev.Allowed && strings.HasSuffix(ev.Rule, "is not in the list of allowed hosts") {
-			say(ask.Reply{Denied: ev.Host})
-		}
-	})
-	defer e.Close()
-	say(ask.Reply{NetNS: ns.Path()})
-	<-ctx.Done()
-	return nil
 }

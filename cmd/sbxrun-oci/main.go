@@ -1,6 +1,5 @@
 // sbxrun-oci carries what sbxrun must not initialise at every launch: the
-// libcontainer engine, the unpacking of images, the proxy of bakes, D-Bus. It is started by sbxrun,
-// with a request on descriptor 3, and is no program for people.
+// libcontainer engine, the unpacking of images, D-Bus. It is started by sbxrun, with a request on descriptor 3, and is no program for people.
 package main
 
 import (
@@ -24,7 +23,7 @@ func init() {
 }
 
 func main() {
-	if len(os.Args) == 2 && slices.Contains([]string{ask.AddBaseVerb, ask.EgressVerb, ask.ScopeVerb}, os.Args[1]) {
+	if len(os.Args) == 2 && slices.Contains([]string{ask.AddBaseVerb, ask.ScopeVerb}, os.Args[1]) {
 		os.Exit(answer(os.Args[1]))
 	}
 	if len(os.Args) != 2 || os.Args[1] != "launch" {

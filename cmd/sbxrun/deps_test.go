@@ -23,7 +23,7 @@ func TestNothingHeavyIsLinked(t *testing.T) {
 		"archive/zip":                        "envs has Python do it",
 		"compress/flate":                     "builds its Huffman tables",
 		"hash/crc32":                         "builds its tables",
-		"net":                                "the proxy is sbxrun-oci's (cmd/sbxrun-oci/ask)",
+		"net":                                "networks are sbxrun-net's",
 		"net/netip":                          "and unique, which it brings; see hostPort in envs for URLs",
 		"net/url":                            "imports net/netip; see hostPort in envs",
 		"regexp":                             "keeps the tables of package unicode; see envs/text.go",
@@ -36,8 +36,8 @@ func TestNothingHeavyIsLinked(t *testing.T) {
 		"github.com/opencontainers/runc/libcontainer": "belongs into sbxrun-oci",
 		"github.com/containerd/cgroups/v3":            "more than 1 ms; runtime/cgroup writes the files itself",
 		"github.com/godbus/dbus/v5":                   "imports net; scopes are made by sbxrun-oci",
-		"github.com/vishvananda/netlink":              "ioctl does for lo",
-		"github.com/sbxrun/sbxrun/netns":              "imports net",
+		"github.com/vishvananda/netlink":              "ioctl does for lo; the rest is sbxrun-net's",
+		"github.com/google/nftables":                  "belongs into sbxrun-net",
 		"github.com/sbxrun/sbxrun/rootfs/image":       "belongs into sbxrun-oci",
 	} {
 		require.False(t, linked[p], "%s: %s", p, instead)

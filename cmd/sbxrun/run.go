@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
 )
@@ -43,7 +44,11 @@ type runOptions struct {
 	env, envFiles                                    []string
 	workdir, user, userns                            string
 	capAdd, capDrop, securityOpt                     []string
-	network                                          string
+	network, netLog                                  string
+	net                                              netns.Options
+	publish, exposeUnix                              []string
+	netRate                                          string
+	mtu, netConns                                    int64
 	hostname, name                                   string
 	labels                                           []string
 	interactive, tty                                 bool
@@ -52,6 +57,8 @@ type runOptions struct {
 	cgroupParent, engine                             string
 	degrade                                          []string
 	json                                             bool // plan
+	networkIsDefault                                 bool
+	services                                         []serviceTable
 }
 
 type sizeValueHolder = int64
@@ -59,8 +66,6 @@ type sizeValueHolder = int64
 // notYet are flags of docker's that a caller may bring along and that this
 // version cannot honour: refused, never ignored.
 var notYet = []struct{ name, short, why string }{
-	{"publish", "p", "ports cannot be published in this version"},
-	{"dns", "", "there is no network mode with DNS in this version"},
 	{"cap-add", "", "no sandbox has capabilities"},
 }
 
@@ -156,7 +161,17 @@ func declareRun(c *command) *runOptions {
 	f.ListVar(&o.capAdd, "cap-add", "refused: no sandbox has capabilities")
 	f.ListVar(&o.capDrop, "cap-drop", "accepted: all are dropped anyway")
 	f.ListVar(&o.securityOpt, "security-opt", "no-new-privileges is accepted: it is always on")
-	f.StringVar(&o.network, "network", "none", "none (lo only), host, or ns:`path` of a network namespace")
+	f.StringVar(&o.network, "network", "none", "none (lo only), egress (what --allow names, through a proxy), full (routed, with address translation), host, ns:`path` or container:ID")
+	f.ListVar(&o.net.Allow, "allow", "what may be reached: `host[:port]`, *.host, address or CIDR; a deny wins. Implies --network egress")
+	f.ListVar(&o.net.Deny, "deny", "what may not, although it is allowed: `host[:port]`, *.host, address or CIDR")
+	f.ListVarP(&o.publish, "publish", "p", "`[ip:]host:container[/udp]`: a port of the host's that leads inside, also to 127.0.0.1; host port 0 is any free one")
+	f.ListVar(&o.exposeUnix, "expose-unix", "`path:port`: a UNIX socket of the host's, for its owner only, that leads to a TCP port inside")
+	f.ListVar(&o.net.DNS, "dns", "name server's `address` (--network full; default: the host's)")
+	f.StringVar(&o.netRate, "net-rate", "", "`up,down` as tc writes rates: 10mbit,100mbit; one value is both")
+	size(&o.net.MaxBytes, "net-bytes", "", "what may cross the network, both ways together (--network egress)", false)
+	f.Int64Var(&o.netConns, "net-conns", "connections at a time (default 256)")
+	f.Int64Var(&o.mtu, "mtu", "MTU of --network full (default: that of the host's default route)")
+	f.StringVar(&o.netLog, "net-log", "", "append a JSON line for each decision about the network to this `file`")
 	f.StringVar(&o.hostname, "hostname", "", "host `name` inside (default: the sandbox's id)")
 	f.StringVar(&o.name, "name", "", "a `name`, unique among live sandboxes")
 	f.ListVar(&o.labels, "label", "`key=value` for people and tools")
@@ -190,7 +205,8 @@ func (o *runOptions) load(c *command) error {
 	if o.file == "" {
 		return nil
 	}
-	err := applyFile(&c.flags, o.file)
+	var err error
+	o.services, err = applyFile(&c.flags, o.file)
 	c.ui.quiet = c.quiet
 	return err
 }
@@ -228,6 +244,10 @@ func (o *runOptions) check(f *flagSet) error {
 			return usage("", "--label %q: not key=value", l)
 		}
 	}
+	if mode := o.network; len(o.services) > 0 && mode != netns.ModeNone && mode != netns.ModeEgress && mode != netns.ModeFull {
+		return usage("use none, egress or full", "--network %s: services need a network of the job's own", mode)
+	}
+	o.networkIsDefault = !f.Changed("network")
 	if o.with != "" && o.requirements != "" {
 		return usage("-r bakes, --with takes what is baked", "--with and -r: both given")
 	}
@@ -314,7 +334,59 @@ func (o *runOptions) spec(args []string) (s runtime.Spec, err error) {
 		}
 		l.Ulimits = append(l.Ulimits, r)
 	}
+	s.Aliases = o.aliases()
+	if s.Net, err = o.options(); err != nil {
+		return s, err
+	}
+	if len(s.Net.Allow) > 0 && o.networkIsDefault {
+		s.Network = netns.ModeEgress
+	}
 	return s, o.fill(&s)
+}
+
+// options turns the flags about the network into what the plan takes.
+func (o *runOptions) options() (netns.Options, error) {
+	n := o.net
+	n.MTU, n.MaxConns = int(o.mtu), int(o.netConns)
+	wrap := func(flag string, err error) error {
+		return usage("sbxrun run --help tells the form", "--%s: %v", flag, err)
+	}
+	for _, v := range o.publish {
+		p, err := parsePublish(v)
+		if err != nil {
+			return n, wrap("publish", err)
+		}
+		n.Publish = append(n.Publish, p)
+	}
+	for _, v := range o.exposeUnix {
+		p, err := parseUnixPort(v)
+		if err == nil {
+			p.Path, err = filepath.Abs(p.Path)
+		}
+		if err != nil {
+			return n, wrap("expose-unix", err)
+		}
+		n.ExposeUnix = append(n.ExposeUnix, p)
+	}
+	if o.netRate != "" {
+		var err error
+		if n.RateUpBPS, n.RateDownBPS, err = parseRate(o.netRate); err != nil {
+			return n, wrap("net-rate", err)
+		}
+	}
+	return n, nil
+}
+
+// openNetLog opens what the decisions are appended to.
+func (o *runOptions) openNetLog() (*os.File, error) {
+	if o.netLog == "" {
+		return nil, nil
+	}
+	f, err := os.OpenFile(o.netLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, usage("give a file in a directory that is there and writable", "--net-log %q: %v", o.netLog, errors.Unwrap(err))
+	}
+	return f, nil
 }
 
 // projectOf gives the directory to show at /work, "" is none.
@@ -384,6 +456,16 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 			return nil, nil, err
 		}
 		c.ui.tell = io.Service.Status
+		if io.NetLog, err = o.openNetLog(); err != nil {
+			return nil, nil, err
+		}
+		io.NetworkReady = func(r *netns.Ready) {
+			for i, p := range r.Ports {
+				if i < len(spec.Net.Publish) && spec.Net.Publish[i].HostPort == 0 {
+					c.ui.note("published %s on %s", strconv.Itoa(p.ContainerPort)+"/"+p.Proto, p.Host())
+				}
+			}
+		}
 	}
 	dir, err := o.projectOf()
 	if err != nil {
@@ -490,7 +572,21 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 			unix.CloseOnExec(o.status)
 			io.StatusFD = os.NewFile(uintptr(o.status), "json-status-fd")
 		}
+		var services *jobServices
+		if services, err = newJobServices(&sigs, c, o); err != nil {
+			res = runtime.SetupFailed(err)
+			res.Stage = "services"
+			break
+		}
+		if len(services.all) > 0 {
+			io.BeforeStart = services.start
+		}
 		res, err = runtime.Run(context.Background(), plan, io)
+		c.ui.Done()
+		res.Services = services.stop()
+		if err != nil && sigs.early != nil { // while services were started
+			res.ExitCode = 128 + int(sigs.early.(unix.Signal))
+		}
 	}
 	for k, v := range phases {
 		res.PhasesMS[k] += v

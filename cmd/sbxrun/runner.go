@@ -2,21 +2,23 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
-	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
 )
 
-// proxyAddress is where a bake's sandbox finds its way out.
-const proxyAddress = "127.0.0.1:3128"
+// privateRanges are where a company's index may well be. Loopback and
+// link-local stay refused.
+var privateRanges = []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"}
 
 // runner runs the jobs of a bake, each in a sandbox.
 type runner struct {
@@ -46,17 +48,13 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	spec.Limits.WallTime = job.Timeout
 	spec.Limits.Ulimits = []runtime.Rlimit{{Name: "nofile", Soft: 8192, Hard: 8192}}
 	if len(job.AllowHosts) > 0 {
-		// The hosts come from the user's configuration: a company's index may
-		// well be in a private range. Loopback and link-local stay refused.
-		allow := append([]string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"}, job.AllowHosts...)
-		ns, denied, err := openEgress(ask.Egress{Listen: proxyAddress, Allow: allow})
-		if err != nil {
-			return res, err
-		}
-		defer func() { res.Denied = denied() }()
-		spec.Network = "ns:" + ns
-		for _, k := range []string{"HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"} {
-			spec.Env = append(spec.Env, k+"=http://"+proxyAddress)
+		spec.Network, spec.Net.Into = netns.ModeEgress, privateRanges
+		for _, h := range job.AllowHosts {
+			if _, _, ok := strings.Cut(strings.TrimPrefix(h, "["), ":"); ok && !strings.HasSuffix(h, "]") {
+				spec.Net.Allow = append(spec.Net.Allow, h)
+			} else {
+				spec.Net.Allow = append(spec.Net.Allow, h+":443", h+":80")
+			}
 		}
 	}
 	plan, err := runtime.NewPlan(spec, r.host, r.dirs)
@@ -78,6 +76,7 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	if err != nil {
 		return res, err
 	}
+	res.Denied = denied(rr)
 	res.ExitCode, res.Message, res.Reason = rr.ExitCode, rr.Message, ""
 	if rr.Status == runtime.StatusKilled || rr.Reason == runtime.ReasonDisk {
 		res.Reason = string(rr.Reason)
@@ -85,36 +84,21 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	return res, nil
 }
 
-// openEgress has sbxrun-oci make a network namespace with a proxy and gives
-// its path. denied ends it and gives the hosts that were refused.
-func openEgress(req ask.Egress) (ns string, denied func() []string, err error) {
-	call, err := ask.Start(ask.EgressVerb, req)
-	if err != nil {
-		return "", nil, err
+// denied gives the first hosts that a job asked for and that are not allowed.
+func denied(r *runtime.Result) (hosts []string) {
+	if r.Network == nil || r.Network.Stats == nil {
+		return nil
 	}
-	first, err := call.Next()
-	if err != nil {
-		return "", nil, errors.Join(err, call.Close())
-	}
-	var hosts []string
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		for {
-			r, err := call.Next()
-			if err != nil { // it ends when it is told to
-				return
-			}
-			if len(hosts) < 8 && !slices.Contains(hosts, r.Denied) {
-				hosts = append(hosts, r.Denied)
-			}
+	for _, d := range r.Network.Decisions {
+		host := d.Host
+		if d.Port != 0 {
+			host += ":" + strconv.Itoa(d.Port)
 		}
-	}()
-	return first.NetNS, func() []string {
-		call.Stop()
-		<-read
-		return hosts
-	}, nil
+		if !d.Allowed && d.Host != "" && len(hosts) < 8 && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
 }
 
 // collector reads what a job prints.

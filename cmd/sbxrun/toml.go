@@ -22,8 +22,8 @@ var otherSpellings = map[string]func(n string) (flag, value string){
 
 // applyFile sets flags from a TOML file: its top level, or [tool.sbxrun] of a
 // pyproject.toml. Keys are the flags' names, with - or _. Flags on the command
-// line win. An unknown key is an error.
-func applyFile(f *flagSet, path string) error {
+// line win. An unknown key is an error. Its tables [services.NAME] are given back.
+func applyFile(f *flagSet, path string) ([]serviceTable, error) {
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		found := ""
 		for _, name := range []string{"sbxrun.toml", "pyproject.toml"} {
@@ -33,32 +33,51 @@ func applyFile(f *flagSet, path string) error {
 			}
 		}
 		if found == "" {
-			return usage("", "read settings %q: neither sbxrun.toml nor pyproject.toml is in it", path)
+			return nil, usage("", "read settings %q: neither sbxrun.toml nor pyproject.toml is in it", path)
 		}
 		path = found
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return usage("", "read settings %q: %v", path, errors.Unwrap(err))
+		return nil, usage("", "read settings %q: %v", path, errors.Unwrap(err))
 	}
 	var doc map[string]any
 	if err := toml.Unmarshal(b, &doc); err != nil {
 		var d *toml.DecodeError
 		if errors.As(err, &d) {
 			row, _ := d.Position()
-			return usage("", "%s:%d: %v", path, row, d)
+			return nil, usage("", "%s:%d: %v", path, row, d)
 		}
-		return usage("", "%s: %v", path, err)
+		return nil, usage("", "%s: %v", path, err)
 	}
 	table := doc
 	prefix := ""
 	if t, ok := doc["tool"].(map[string]any); ok || filepath.Base(path) == "pyproject.toml" {
 		s, ok := t["sbxrun"].(map[string]any)
 		if !ok {
-			return usage("add a table [tool.sbxrun]", "%s: no table [tool.sbxrun]", path)
+			return nil, usage("add a table [tool.sbxrun]", "%s: no table [tool.sbxrun]", path)
 		}
 		table, prefix = s, "tool.sbxrun."
 	}
+	file := tomlFile{path: path, text: b}
+	services, err := takeServices(&file, table, prefix)
+	if err != nil {
+		return nil, err
+	}
+	return services, file.apply(f, table, prefix)
+}
+
+// tomlFile is a settings file that is being applied.
+type tomlFile struct {
+	path string
+	text []byte
+}
+
+// at says where a key is.
+func (t *tomlFile) at(key string) string { return fmt.Sprintf("%s:%d", t.path, lineOf(t.text, key)) }
+
+// apply sets flags from a table.
+func (t *tomlFile) apply(f *flagSet, table map[string]any, prefix string) error {
 	var keys []string
 	for k := range table {
 		keys = append(keys, k)
@@ -66,7 +85,7 @@ func applyFile(f *flagSet, path string) error {
 	sort.Strings(keys)
 	fromFile := map[string]string{} // flag → key that set it
 	for _, k := range keys {
-		at := fmt.Sprintf("%s:%d", path, lineOf(b, k))
+		at := t.at(k)
 		name := strings.ReplaceAll(k, "_", "-")
 		values, err := asStrings(table[k])
 		if err != nil {

@@ -66,10 +66,11 @@ func TestExamplesAreValid(t *testing.T) {
 	require.NotEmpty(t, files)
 	for _, path := range files {
 		c := newCommand(newUI(), runVerb())
-		require.NoError(t, applyFile(&c.flags, path), path)
+		_, err = applyFile(&c.flags, path)
+		require.NoError(t, err, path)
 		o := c.opts.(*runOptions)
 		require.NoError(t, o.check(&c.flags), path)
-		_, err := o.spec([]string{"true"})
+		_, err = o.spec([]string{"true"})
 		require.NoError(t, err, path)
 	}
 }

@@ -164,7 +164,8 @@ func settings(t testing.TB, name, text string, flags ...string) (*runOptions, er
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	c := newCommand(newUI(), runVerb())
 	require.NoError(t, c.flags.Parse(flags))
-	return c.opts.(*runOptions), applyFile(&c.flags, path)
+	_, err := applyFile(&c.flags, path)
+	return c.opts.(*runOptions), err
 }
 
 func TestSettings(t *testing.T) {
@@ -237,9 +238,11 @@ func TestBadSettings(t *testing.T) {
 func TestSettingsOfADirectory(t *testing.T) {
 	dir := t.TempDir()
 	c := newCommand(newUI(), runVerb())
-	assert.ErrorContains(t, applyFile(&c.flags, dir), "neither")
+	_, err := applyFile(&c.flags, dir)
+	assert.ErrorContains(t, err, "neither")
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "sbxrun.toml"), []byte("memory = '2g'\n"), 0o600))
-	require.NoError(t, applyFile(&c.flags, dir))
+	_, err = applyFile(&c.flags, dir)
+	require.NoError(t, err)
 	assert.Equal(t, int64(2<<30), c.opts.(*runOptions).memory)
 }
 
@@ -295,7 +298,7 @@ func FuzzSettings(f *testing.F) {
 			t.Fatal(err)
 		}
 		c := newCommand(newUI(), runVerb())
-		if err := applyFile(&c.flags, path); err == nil {
+		if _, err := applyFile(&c.flags, path); err == nil {
 			_, _ = c.opts.(*runOptions).spec([]string{"true"})
 		}
 	})

@@ -15,7 +15,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -622,6 +624,73 @@ func TestEgressFromANamespace(t *testing.T) {
 	rx, tx, err := n.Counters()
 	require.NoError(t, err)
 	require.Zero(t, rx+tx, "lo does not count")
+}
+
+// Privileges are needed by Open only. They cannot come back, so a process of its
+// own gives them up.
+func TestWithoutPrivilegesAfterOpen(t *testing.T) {
+	need.Root(t)
+	if os.Getenv("EGRESS_TEST_DROP") == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), "EGRESS_TEST_DROP=1")
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, string(out))
+		require.Contains(t, string(out), "--- PASS: "+t.Name())
+		return
+	}
+	clearProxies(t)
+	srv, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer srv.Close()
+	go serveCapitals(srv)
+	n := newNS(t)
+	e, err := Open(n, Config{Policy: policy(t, []string{"localhost", "203.0.113.1"}, nil, nil), Upstream: Upstream{Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, srv.Addr().String())
+	}}})
+	require.NoError(t, err)
+	in, err := n.Enter()
+	require.NoError(t, err)
+	defer in.Close()
+	require.NoError(t, n.Close())
+	require.NoError(t, errors.Join(syscall.Setgroups(nil), syscall.Setresgid(65534, 65534, 65534), syscall.Setresuid(65534, 65534, 65534)))
+	for addr, text := range map[string]string{"203.0.113.1:7": "abc", "198.18.0.1:3128": "CONNECT localhost:7 HTTP/1.1\r\n\r\nabc"} {
+		var c net.Conn
+		require.NoError(t, in.Do(func() (err error) {
+			c, err = net.Dial("tcp", addr)
+			return err
+		}))
+		got, err := exchange(c, text)
+		require.NoError(t, err)
+		require.True(t, strings.HasSuffix(got, "ABC"), got)
+		c.Close()
+	}
+	require.NoError(t, e.Close())
+	require.Equal(t, netns.Stats{Connections: 2, UpBytes: 6, DownBytes: 6}, e.Stats())
+}
+
+// The kernel's memory of connections is not the job's to fill.
+func TestConntrackIsBounded(t *testing.T) {
+	w := newWorld(t, Config{Policy: &Policy{}}, nil)
+	const sent = 40_000
+	require.Empty(t, w.run(fmt.Sprintf(`/usr/bin/python3 - <<'E'
+import socket
+for i in range(%d):
+    if i %% 20000 == 0:
+        s = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(100)]
+        for k, x in enumerate(s): x.bind(("5.5.%%d.%%d" %% (i / 20000, k), 0))
+    try: s[i %% 100].sendto(b"x", ("6.%%d.%%d.1" %% (i / 200 %% 200, i / 40000), 53))
+    except PermissionError: pass
+E`, sent)))
+	var count string
+	require.NoError(t, w.ns.Do(func() error {
+		b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+		count = strings.TrimSpace(string(b))
+		return err
+	}))
+	t.Log(count)
+	n, err := strconv.Atoi(count)
+	require.NoError(t, err)
+	require.Less(t, n, sent/2)
 }
 
 func TestNothingIsLeft(t *testing.T) {

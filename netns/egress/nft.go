@@ -23,6 +23,7 @@ import (
 //	  }
 //	  chain divert {
 //	    type nat hook output priority dstnat
+//	    limit rate over 1000/second burst 5000 packets drop    # new connections
 //	    ip daddr 127.0.0.0/8 accept
 //	    udp dport 53 dnat ip to 198.18.0.1:61053
 //	    tcp dport 53 dnat ip to 198.18.0.1:61080
@@ -73,7 +74,13 @@ func transaction(f func(*nftables.Conn)) error {
 	return err
 }
 
-const kernelHint = "network egress needs nf_tables with NAT in the kernel: modprobe -a nf_tables nft_chain_nat nft_ct nft_nat nft_reject_inet"
+// Connections and queries that a job may begin, whether allowed or not.
+const (
+	newPerSecond = 1000
+	newBurst     = 5000
+)
+
+const kernelHint = "network egress needs nf_tables with NAT in the kernel: modprobe -a nf_tables nft_chain_nat nft_ct nft_nat nft_limit nft_reject_inet"
 
 // encode has the library write a batch and does not let it send: it asks for an
 // echo and an acknowledgement of every rule, and reading 25 of them takes three
@@ -127,6 +134,12 @@ func rules(c *nftables.Conn, v6 bool) {
 	track := chain("track", nftables.ChainTypeFilter, nftables.ChainPriorityRaw)
 	nat := chain("divert", nftables.ChainTypeNAT, nftables.ChainPriorityNATDest)
 	refuse := chain("refuse", nftables.ChainTypeFilter, nftables.ChainPriorityFilter)
+	// Each connection leaves an entry in conntrack, for up to two minutes, in memory
+	// that is nobody's to pay. Who is over the limit tries again (SYN) a second later.
+	nat([]expr.Any{
+		&expr.Limit{Type: expr.LimitTypePkts, Rate: newPerSecond, Unit: expr.LimitTimeSecond, Burst: newBurst, Over: true},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	})
 	refuse(established, accept)
 	for _, f := range families {
 		is := meta(expr.MetaKeyNFPROTO, f.proto)

@@ -68,8 +68,11 @@ func (o *OCI) Explain(pid1.Message) error { return nil }
 func (o *OCI) Abort() error { return nil }
 
 // FindOCI gives the path of the second binary.
-func FindOCI() (string, error) {
-	const name = "sbxrun-oci"
+func FindOCI() (string, error) { return Find("sbxrun-oci") }
+
+// Find gives the path of a binary of sbxrun's: beside this one, in
+// ../libexec/sbxrun, named by SBXRUN_OCI or SBXRUN_NET, or on PATH.
+func Find(name string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		dir := filepath.Dir(self)
 		for _, p := range []string{filepath.Join(dir, name), filepath.Join(dir, "../libexec/sbxrun", name)} {
@@ -78,12 +81,12 @@ func FindOCI() (string, error) {
 			}
 		}
 	}
-	if p := os.Getenv("SBXRUN_OCI"); p != "" {
+	if p := os.Getenv(strings.ToUpper(strings.ReplaceAll(name, "-", "_"))); p != "" {
 		return p, nil
 	}
 	p, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("find engine %q: not beside sbxrun and not on PATH", name)
+		return "", fmt.Errorf("find %q: not beside sbxrun and not on PATH", name)
 	}
 	return p, nil
 }

@@ -88,6 +88,9 @@ type Sbx struct {
 	// name; "" asks for none and takes what comes. What a run bakes, it bakes with
 	// the default engine whatever is asked.
 	Engine string
+	// Prefix is put before the command: it changes what sbxrun runs in and then
+	// executes its arguments.
+	Prefix []string
 	t      testing.TB
 	mu     sync.Mutex
 	ids    []string
@@ -157,7 +160,8 @@ func (s *Sbx) Cmd(args ...string) *exec.Cmd {
 	if s.Engine != "" && len(args) > 0 && args[0] == "run" {
 		args = append([]string{"run", "--engine", s.Engine}, args[1:]...)
 	}
-	cmd := exec.CommandContext(ctx, s.Bin, args...)
+	argv := append(append(append([]string{}, s.Prefix...), s.Bin), args...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "SBXRUN_ROOT="+s.Root, "SBXRUN_STATE="+s.State)
 	cmd.WaitDelay = 5 * time.Second
 	return cmd

@@ -1,5 +1,5 @@
 // Package ask is how sbxrun has sbxrun-oci do what is too heavy to initialise
-// at every launch: unpacking images, the proxy of a bake, D-Bus. (The engine has a
+// at every launch: unpacking images, D-Bus. (The engine has a
 // protocol of its own, in runtime/engine.)
 //
 // The request is one JSON object on a pipe that stays open as long as the
@@ -28,7 +28,6 @@ const (
 // The words on sbxrun-oci's command line, and what is asked with them.
 const (
 	AddBaseVerb = "base-add"
-	EgressVerb  = "egress"
 	ScopeVerb   = "scope" // systemd.ScopeRequest
 )
 
@@ -39,18 +38,10 @@ type AddBase struct {
 	Source []byte `json:"source"`
 }
 
-// Egress asks for a network namespace whose one way out is an HTTP proxy.
-type Egress struct {
-	Listen string   `json:"listen"` // address inside
-	Allow  []string `json:"allow"`  // see netns.Serve
-}
-
 // Reply is one line of an answer.
 type Reply struct {
 	Progress string `json:"progress,omitempty"` // base-add
 	Digest   string `json:"digest,omitempty"`   // base-add: the end
-	NetNS    string `json:"netns,omitempty"`    // egress: its path, ready to be used
-	Denied   string `json:"denied,omitempty"`   // egress: a host that is not allowed was asked for
 	Cgroup   string `json:"cgroup,omitempty"`   // scope: it is there; its path below the mount point
 	Stop     bool   `json:"stop,omitempty"`     // scope: systemd wants it stopped
 	Error    string `json:"error,omitempty"`    // the end

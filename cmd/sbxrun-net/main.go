@@ -1,0 +1,253 @@
+// sbxrun-net opens a sandbox's network namespace to the outside, as far as was
+// asked: it is started by sbxrun with a socket on descriptor 3, and is no
+// program for people. Once all is set up it has no privileges; it ends with
+// that socket, whatever became of sbxrun.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/netns"
+	"github.com/sbxrun/sbxrun/netns/egress"
+	"github.com/sbxrun/sbxrun/netns/publish"
+	"github.com/sbxrun/sbxrun/netns/routed"
+)
+
+func main() {
+	if len(os.Args) != 2 || os.Args[1] != "serve" {
+		fmt.Fprintln(os.Stderr, "sbxrun-net: started by sbxrun, not by hand (see sbxrun --help)")
+		os.Exit(125)
+	}
+	os.Exit(serve())
+}
+
+// maxRequestBytes bounds what is read of a request: 64 KiB hold a thousand rules.
+const maxRequestBytes = 1 << 20
+
+func serve() int {
+	signal.Ignore(unix.SIGPIPE, unix.SIGINT, unix.SIGTERM, unix.SIGHUP) // the socket's end is ours
+	debug.SetGCPercent(50)                                              // what stays resident counts, not speed
+	control := os.NewFile(netns.ControlFD, "control")
+	unix.CloseOnExec(netns.ControlFD)
+	lines := json.NewEncoder(control)
+	req, ns, err := receive()
+	var s *server
+	if err == nil {
+		s, err = open(req, ns)
+	}
+	if err != nil {
+		r := netns.Reply{Error: err.Error()}
+		var h interface{ Hint() string }
+		if errors.As(err, &h) {
+			r.Hint = h.Hint()
+		}
+		_ = lines.Encode(r) // who does not read it is gone
+		return 1
+	}
+	if err := lines.Encode(netns.Reply{Ready: &s.ready}); err != nil {
+		return 1
+	}
+	if s.ready.Serving {
+		_, _ = io.Copy(io.Discard, control)
+	}
+	if err := s.close(); err != nil {
+		_ = lines.Encode(netns.Reply{Error: err.Error()})
+		return 1
+	}
+	stats := s.stats()
+	_ = lines.Encode(netns.Reply{Stats: &stats})
+	return 0
+}
+
+// receive reads the request and the namespace that comes with its first byte.
+func receive() (req netns.Request, ns *netns.NS, err error) {
+	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := unix.Recvmsg(netns.ControlFD, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return req, nil, fmt.Errorf("read request: %w", err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(msgs) != 1 {
+		return req, nil, errors.Join(errors.New("read request: no namespace came with it"), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return req, nil, errors.Join(errors.New("read request: no namespace came with it"), err)
+	}
+	ns = netns.FromFile(os.NewFile(uintptr(fds[0]), "netns"))
+	text := buf[:n]
+	for len(text) > 0 && text[len(text)-1] != '\n' && len(text) < maxRequestBytes {
+		n, err := unix.Read(netns.ControlFD, buf)
+		if n <= 0 {
+			return req, nil, errors.Join(errors.New("read request: it is not complete"), err)
+		}
+		text = append(text[:len(text):len(text)], buf[:n]...)
+	}
+	if err := json.Unmarshal(text, &req); err != nil {
+		return req, nil, fmt.Errorf("read request: %w", err)
+	}
+	return req, ns, nil
+}
+
+// server is what is served for one sandbox.
+type server struct {
+	ready  netns.Ready
+	ledger ledger
+	egress *egress.Egress
+	ports  *publish.Forwarder
+	inside *netns.Inside
+}
+
+func open(req netns.Request, ns *netns.NS) (s *server, err error) {
+	s = &server{}
+	if req.Log {
+		unix.CloseOnExec(netns.LogFD)
+		s.ledger.log = json.NewEncoder(os.NewFile(netns.LogFD, "net-log"))
+	}
+	if err := ns.Do(openToUsers); err != nil {
+		return nil, err
+	}
+	switch req.Mode {
+	case netns.ModeEgress:
+		policy, err := egress.ParsePolicy(req.Allow, req.Deny, req.Into)
+		if err != nil {
+			return nil, err
+		}
+		s.egress, err = egress.Open(ns, egress.Config{
+			Policy: policy, MaxConns: req.MaxConns, MaxBytes: req.MaxBytes,
+			RateUpBPS: req.RateUpBPS, RateDownBPS: req.RateDownBPS, Log: s.ledger.note,
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.ready.Env, s.ready.Resolv, s.ready.Serving = s.egress.Env(), s.egress.Resolv(), true
+	case netns.ModeFull:
+		r, err := routed.Open(ns, routed.Config{
+			ID: req.ID, Slot: req.Slot, State: req.State, Allow: req.Allow, Deny: req.Deny,
+			RateUpBPS: req.RateUpBPS, RateDownBPS: req.RateDownBPS, MTU: req.MTU, DNS: req.DNS,
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.ready = *r
+	case netns.ModeNone:
+	default:
+		return nil, fmt.Errorf("set up network %q: unknown mode", req.Mode)
+	}
+	if len(req.Publish)+len(req.ExposeUnix) > 0 {
+		if s.inside, err = ns.Enter(); err != nil {
+			return nil, err
+		}
+		if s.ports, s.ready.Ports, err = publish.Open(ns, s.inside, req.Publish, req.ExposeUnix, req.MaxConns, s.ledger.note); err != nil {
+			return nil, err
+		}
+		s.ready.Serving = true
+	}
+	// The namespace must go with the sandbox, and not wait for us.
+	if err := ns.Close(); err != nil {
+		return nil, err
+	}
+	return s, drop(req.DropTo)
+}
+
+// openToUsers lets a sandbox, which has no capabilities here, serve on any port
+// and ping, as the default of docker is.
+func openToUsers() error {
+	for path, text := range map[string]string{
+		"/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
+		"/proc/sys/net/ipv4/ping_group_range":           "0 2147483647",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0); err != nil {
+			return fmt.Errorf("set up network: %w", err)
+		}
+	}
+	return nil
+}
+
+// drop gives up all privileges, on every thread: what comes from inside is
+// parsed without them.
+func drop(id uint32) error {
+	if _, _, e := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); e != 0 {
+		return fmt.Errorf("drop privileges: %w", e)
+	}
+	n := int(id)
+	// Package syscall's act on all threads, as the kernel's do not.
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(n, n, n), syscall.Setresuid(n, n, n)); err != nil {
+		return fmt.Errorf("drop privileges: %w", err)
+	}
+	return nil
+}
+
+func (s *server) close() error {
+	var errs []error
+	if s.ports != nil {
+		errs = append(errs, s.ports.Close())
+	}
+	if s.inside != nil {
+		s.inside.Close()
+	}
+	if s.egress != nil {
+		errs = append(errs, s.egress.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (s *server) stats() netns.Stats {
+	var out netns.Stats
+	if s.egress != nil {
+		out = s.egress.Stats()
+	}
+	if s.ports != nil {
+		_, out.InBytes, out.OutBytes = s.ports.Stats()
+	}
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	out.Decisions, out.Omitted = s.ledger.tallies, s.ledger.omitted
+	return out
+}
+
+// ledger counts decisions, and writes each down where that was asked for.
+type ledger struct {
+	mu      sync.Mutex
+	log     *json.Encoder
+	index   map[netns.Decision]int
+	tallies []netns.Tally
+	omitted int64
+}
+
+// maxTallies bounds the report: a job can ask for any number of names.
+const maxTallies = 256
+
+func (l *ledger) note(d netns.Decision) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.log != nil {
+		_ = l.log.Encode(d) // a full disk is no reason to end what is served
+	}
+	same := d
+	same.Time = time.Time{}
+	if l.index == nil {
+		l.index = map[netns.Decision]int{}
+	}
+	if i, ok := l.index[same]; ok {
+		l.tallies[i].Count++
+		return
+	}
+	if len(l.tallies) == maxTallies {
+		l.omitted++
+		return
+	}
+	l.index[same] = len(l.tallies)
+	l.tallies = append(l.tallies, netns.Tally{Decision: d, Count: 1})
+}

@@ -1,0 +1,495 @@
+package runtime
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/netns"
+	"github.com/sbxrun/sbxrun/rootfs"
+	"github.com/sbxrun/sbxrun/runtime/engine"
+)
+
+// network is a sandbox's network namespace, where this process made it, and
+// the helper that opens it (cmd/sbxrun-net). The namespace is made here, as
+// pid 1 is born in it; the helper starts and sets it up while pid 1, the cgroup
+// and the root are made, and is waited for when the root needs what it says.
+type network struct {
+	ns         *netns.NS
+	forwarding *netns.Forwarding
+	pid        int
+	control    *os.File
+	replies    *json.Decoder
+	ready      *netns.Ready
+	sockets    []string // UNIX sockets of the host's that the helper made
+	stats      *netns.Stats
+	err        error // why there are no stats
+}
+
+// helperID is the id, in the sandbox's own range, that the helper goes on as:
+// nothing else of the host or of another sandbox has it.
+const helperID = 65533
+
+// helped says whether the plan's network takes sbxrun-net.
+func (p *Plan) helped() bool {
+	return p.Network == netns.ModeEgress || p.Network == netns.ModeFull || p.Net != nil && len(p.Net.Publish)+len(p.Net.ExposeUnix) > 0
+}
+
+func (s *sandbox) openNetwork() error {
+	p := s.plan
+	switch {
+	case p.helped() || s.io.BeforeStart != nil && p.Network == netns.ModeNone:
+		return s.makeNetwork()
+	case strings.HasPrefix(p.Network, "ns:"):
+		return s.joinNetwork(strings.TrimPrefix(p.Network, "ns:"))
+	case strings.HasPrefix(p.Network, "container:"):
+		path, err := networkOf(p.Dirs.State, strings.TrimPrefix(p.Network, "container:"))
+		if err != nil {
+			return err
+		}
+		return s.joinNetwork(path)
+	}
+	return nil
+}
+
+func (s *sandbox) joinNetwork(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return &Error{Op: "open network namespace", Object: path, Err: err}
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
+		f.Close()
+		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("not a namespace"), err), Hint: "ip netns add NAME makes /run/netns/NAME"}
+	}
+	var own, given unix.Stat_t
+	if err := errors.Join(unix.Stat("/proc/self/ns/net", &own), unix.Fstat(int(f.Fd()), &given)); err != nil || own.Ino == given.Ino && own.Dev == given.Dev {
+		f.Close()
+		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("it is the host's own"), err), Hint: "--network host says so by name, and the report too"}
+	}
+	s.files.NetNS = f
+	s.push(f.Close)
+	if s.io.Joined != nil {
+		s.net = &network{ready: s.io.Joined}
+	}
+	return nil
+}
+
+// networkOf gives the path of a live sandbox's network namespace.
+func networkOf(state, name string) (string, error) {
+	j, err := findSandbox(state, name)
+	if err != nil {
+		return "", &Error{Op: "find sandbox", Object: name, Err: err, Hint: "give the id or the --name of a sandbox that runs"}
+	}
+	for _, dir := range j.Cgroups {
+		for pid := range strings.FieldsSeq(readTrim(dir + "/cgroup.procs")) {
+			path := "/proc/" + pid + "/ns/net"
+			if _, err := os.Stat(path); err == nil {
+				return path, nil
+			}
+		}
+	}
+	return "", &Error{Op: "find sandbox", Object: name, Err: errors.New("it has no process yet, or no more")}
+}
+
+func (s *sandbox) makeNetwork() (err error) {
+	p, n := s.plan, &network{}
+	s.net = n
+	s.push(n.close)
+	if p.Network == netns.ModeFull {
+		if n.forwarding, err = netns.HoldForwarding(stageDir); err != nil {
+			return err
+		}
+	}
+	if !p.helped() {
+		n.ns, err = netns.New()
+	} else {
+		req := netns.Request{Mode: p.Network, ID: s.id, Slot: s.slot.n, State: stageDir, Log: s.io.NetLog != nil, DropTo: s.slot.idBase() + helperID}
+		if p.Net != nil {
+			req.Options = *p.Net
+		}
+		started := make(chan error, 1)
+		go func() { started <- n.start(s.io.NetLog) }()
+		n.ns, err = netns.New()
+		if serr := <-started; serr != nil || err != nil {
+			return errors.Join(serr, err)
+		}
+		err = n.ask(req)
+	}
+	if err != nil {
+		return err
+	}
+	s.files.NetNS = n.ns.File()
+	return nil
+}
+
+// start executes the helper.
+func (n *network) start(log *os.File) error {
+	path, err := engine.Find("sbxrun-net")
+	if err != nil {
+		return hinted.New(err, "make install puts all binaries into one directory")
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make socket pair: %w", err)
+	}
+	defer unix.Close(fds[1])
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return errors.Join(err, unix.Close(fds[0]))
+	}
+	defer null.Close()
+	files := []uintptr{null.Fd(), null.Fd(), 2, uintptr(fds[1])} // standard error: a panic's
+	if log != nil {
+		files = append(files, log.Fd())
+	}
+	n.pid, err = syscall.ForkExec(path, []string{"sbxrun-net", "serve"}, &syscall.ProcAttr{
+		Dir: "/", Env: helperEnv(os.Environ()), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("start %q: %w", path, err), unix.Close(fds[0]))
+	}
+	_ = unix.SetNonblock(fds[0], true)
+	n.control = os.NewFile(uintptr(fds[0]), "sbxrun-net")
+	n.replies = json.NewDecoder(n.control)
+	return nil
+}
+
+// helperEnv is what of the caller's environment is the host's way out.
+func helperEnv(env []string) []string {
+	out := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for _, kv := range env {
+		switch k, _, _ := strings.Cut(kv, "="); strings.ToUpper(k) {
+		case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SBXRUN_NET_POOL":
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// ask sends the request, and the namespace with its first byte.
+func (n *network) ask(req netns.Request) error {
+	b, err := json.Marshal(req)
+	if err != nil {
+		return fmt.Errorf("encode request: %w", err)
+	}
+	b = append(b, '\n')
+	c, err := n.control.SyscallConn()
+	if err != nil {
+		return err
+	}
+	sent := 0
+	werr := c.Write(func(fd uintptr) bool {
+		sent, err = unix.SendmsgN(int(fd), b, unix.UnixRights(int(n.ns.File().Fd())), nil, unix.MSG_NOSIGNAL)
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	if err = errors.Join(err, werr); err == nil && sent < len(b) {
+		_, err = n.control.Write(b[sent:])
+	}
+	if err != nil {
+		return fmt.Errorf("ask sbxrun-net: %w", err)
+	}
+	return nil
+}
+
+// next reads the helper's next word.
+func (n *network) next() (r netns.Reply, err error) {
+	if err := n.replies.Decode(&r); err != nil {
+		return r, fmt.Errorf("sbxrun-net gave no answer: %w", err)
+	}
+	if r.Error != "" {
+		return r, hinted.New(errors.New(r.Error), r.Hint)
+	}
+	return r, nil
+}
+
+// awaitNetwork waits until the network is as the plan says.
+func (s *sandbox) awaitNetwork() error {
+	n := s.net
+	if n == nil || n.control == nil || n.ready != nil {
+		return nil
+	}
+	_ = n.control.SetReadDeadline(time.Now().Add(time.Minute))
+	r, err := n.next()
+	if err != nil {
+		return err
+	}
+	if r.Ready == nil {
+		return errors.New("set up network: sbxrun-net gave no answer")
+	}
+	n.ready = r.Ready
+	if s.plan.Net != nil {
+		for _, x := range s.plan.Net.ExposeUnix {
+			n.sockets = append(n.sockets, x.Path)
+		}
+	}
+	s.res.Notes = append(s.res.Notes, r.Ready.Notes...)
+	if s.io.NetworkReady != nil {
+		s.io.NetworkReady(r.Ready)
+	}
+	for _, p := range r.Ready.Ports {
+		s.status1(map[string]any{"event": "published", "id": s.id, "port": p})
+	}
+	return nil
+}
+
+// networkSeeds are the files of the root that the network decides.
+func (s *sandbox) networkSeeds() []rootfs.Seed {
+	etc := []rootfs.Seed{{Path: "/etc", Dir: true, Mode: 0o755}}
+	if s.net != nil && s.net.ready != nil && s.net.ready.Resolv != "" {
+		etc = append(etc, rootfs.Seed{Path: "/etc/resolv.conf", Mode: 0o644, Data: []byte(s.net.ready.Resolv)})
+	}
+	if len(s.plan.Aliases) > 0 {
+		hosts := "127.0.0.1\tlocalhost " + strings.Join(s.plan.Aliases, " ") + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+		etc = append(etc, rootfs.Seed{Path: "/etc/hosts", Mode: 0o644, Data: []byte(hosts)})
+	}
+	if len(etc) == 1 {
+		return nil
+	}
+	return etc
+}
+
+// networkEnv are the variables that lead to the proxy, but for those that the
+// caller has set otherwise.
+func (s *sandbox) networkEnv() (env []string) {
+	if s.net == nil || s.net.ready == nil {
+		return nil
+	}
+	set := map[string]bool{}
+	for _, kv := range s.plan.Env {
+		k, _, _ := strings.Cut(string(kv), "=")
+		set[k] = true
+	}
+	for _, kv := range s.net.ready.Env {
+		k, _, _ := strings.Cut(kv, "=")
+		if strings.EqualFold(k, "NO_PROXY") {
+			kv = strings.Join(append([]string{kv}, s.plan.Aliases...), ",")
+		}
+		if !set[k] {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+// stop ends the helper and takes its figures.
+func (n *network) stop() {
+	if n.control == nil {
+		return
+	}
+	c := n.control
+	n.control = nil
+	defer c.Close()
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	}
+	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for n.stats == nil && n.err == nil {
+		var r netns.Reply
+		if r, n.err = n.next(); n.err == nil {
+			n.stats = r.Stats
+		}
+	}
+	if n.stats == nil {
+		_ = unix.Kill(n.pid, unix.SIGKILL)
+	}
+	for {
+		if _, err := unix.Wait4(n.pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
+}
+
+func (n *network) close() error {
+	n.stop()
+	var errs []error
+	for _, path := range n.sockets {
+		if st, err := os.Lstat(path); err == nil && st.Mode().Type() == os.ModeSocket {
+			errs = append(errs, os.Remove(path))
+		}
+	}
+	n.sockets = nil
+	if n.ns != nil {
+		errs = append(errs, n.ns.Close())
+		n.ns = nil
+	}
+	if n.forwarding != nil {
+		errs = append(errs, n.forwarding.Release())
+		n.forwarding = nil
+	}
+	return errors.Join(errs...)
+}
+
+// measureNetwork ends what serves the network and fills in its figures.
+func (s *sandbox) measureNetwork() {
+	n, p, r := s.net, s.plan, s.res
+	none := int64(0)
+	switch {
+	case n == nil && p.Network == netns.ModeNone: // lo only: nothing can have crossed
+		r.NetRxBytes, r.NetTxBytes = &none, &none
+	case n == nil:
+		return
+	}
+	if n == nil {
+		return
+	}
+	if n.ns != nil && p.Network == netns.ModeFull { // while the namespace is there
+		if rx, tx, err := n.ns.Counters(); err == nil {
+			a, b := int64(rx), int64(tx)
+			r.NetRxBytes, r.NetTxBytes = &a, &b
+		}
+	}
+	n.stop()
+	if n.ns == nil { // joined: the figures are another's
+		return
+	}
+	out := &ResultNetwork{Mode: p.Network}
+	if n.ready != nil {
+		out.Addresses, out.Ports = n.ready.Addresses, n.ready.Ports
+	}
+	if n.err != nil {
+		r.Notes = append(r.Notes, "the network helper ended before the sandbox: "+n.err.Error())
+	}
+	if st := n.stats; st != nil {
+		out.Stats = st
+		rx, tx := st.DownBytes+st.InBytes, st.UpBytes+st.OutBytes
+		if r.NetRxBytes != nil {
+			rx, tx = rx+*r.NetRxBytes, tx+*r.NetTxBytes
+		}
+		r.NetRxBytes, r.NetTxBytes = &rx, &tx
+		for _, d := range st.Decisions {
+			if !d.Allowed {
+				r.Denials = append(r.Denials, denial(d))
+			}
+		}
+		if st.Omitted > 0 {
+			r.Denials = append(r.Denials, fmt.Sprintf("network: %d more decisions, allowed and denied, than there is room for here (--net-log)", st.Omitted))
+		}
+	} else if p.Network == netns.ModeNone && !p.helped() {
+		r.NetRxBytes, r.NetTxBytes = &none, &none
+	}
+	r.Network = out
+}
+
+func denial(d netns.Tally) string {
+	what := d.Host
+	if what == "" {
+		what = d.Address
+	}
+	if d.Port != 0 {
+		if strings.Contains(what, ":") {
+			what = "[" + what + "]"
+		}
+		what += ":" + strconv.Itoa(d.Port)
+	}
+	s := "network: " + d.Via + " " + what + ": " + d.Rule
+	if d.Count > 1 {
+		s += fmt.Sprintf(" (%d times)", d.Count)
+	}
+	return s
+}
+
+// network plans the network.
+func (p *Plan) network(spec Spec, _ *Host) error {
+	mode, o := spec.Network, spec.Net
+	if mode == "" {
+		mode = netns.ModeNone
+	}
+	p.Network = mode
+	bad := func(what, why, hint string) error {
+		return planErr("set up network", what, errors.New(why), hint)
+	}
+	rules := len(o.Allow)+len(o.Deny)+len(o.Into) > 0
+	ports := len(o.Publish)+len(o.ExposeUnix) > 0
+	rate := o.RateUpBPS != 0 || o.RateDownBPS != 0
+	quota := o.MaxBytes != 0 || o.MaxConns != 0 && !ports
+	wants := func(ok bool, flag, where string) error {
+		if ok {
+			return nil
+		}
+		return bad(mode, flag+" does nothing there", "it is for --network "+where)
+	}
+	egress, full := mode == netns.ModeEgress, mode == netns.ModeFull
+	switch {
+	case mode == netns.ModeNone || egress || full:
+	case mode == netns.ModeHost:
+		p.Degraded = append(p.Degraded, "network=host")
+		p.Namespaces = p.Namespaces[:len(p.Namespaces)-1]
+	case strings.HasPrefix(mode, "ns:/"):
+	case strings.HasPrefix(mode, "container:") && len(mode) > len("container:"):
+	default:
+		return bad(mode, "unknown mode", "modes: none, egress, full, host, ns:PATH, container:ID")
+	}
+	for _, err := range []error{
+		wants(!rules || egress || full, "--allow or --deny", "egress or full"),
+		wants(!rate || egress || full, "--net-rate", "egress or full"),
+		wants(!quota || egress, "--net-bytes or --net-conns", "egress"),
+		wants(len(o.DNS) == 0 && o.MTU == 0 || full, "--dns or --mtu", "full"),
+		wants(!ports || egress || full || mode == netns.ModeNone, "--publish or --expose-unix", "none, egress or full"),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if o.MaxBytes < 0 || o.MaxConns < 0 || o.RateUpBPS < 0 || o.RateDownBPS < 0 || o.MTU < 0 {
+		return bad(mode, "a limit is negative", "")
+	}
+	if o.MTU != 0 && (o.MTU < 576 || o.MTU > 65535) {
+		return bad(strconv.Itoa(o.MTU), "MTU out of range", "576 to 65535; IPv6 needs 1280")
+	}
+	if rules || ports || rate || quota || len(o.DNS) > 0 || o.MTU != 0 {
+		p.Net = &o
+	}
+	return nil
+}
+
+// networkText says for people what is planned beside the mode.
+func networkText(mode string, o *netns.Options) string {
+	parts := []string{mode}
+	if o == nil {
+		return mode
+	}
+	for _, x := range []struct {
+		word string
+		list []string
+	}{{"allow", o.Allow}, {"deny", o.Deny}, {"names may lead into", o.Into}, {"dns", o.DNS}} {
+		if len(x.list) > 0 {
+			parts = append(parts, x.word+" "+strings.Join(x.list, " "))
+		}
+	}
+	for _, x := range o.Publish {
+		parts = append(parts, fmt.Sprintf("publish %s:%d to %d/%s", x.HostIP, x.HostPort, x.ContainerPort, x.Proto))
+	}
+	for _, x := range o.ExposeUnix {
+		parts = append(parts, fmt.Sprintf("publish %s to %d", x.Path, x.ContainerPort))
+	}
+	if o.RateUpBPS != 0 || o.RateDownBPS != 0 {
+		parts = append(parts, fmt.Sprintf("rate up %s down %s bit/s", zero(o.RateUpBPS), zero(o.RateDownBPS)))
+	}
+	if o.MaxBytes != 0 {
+		parts = append(parts, fmt.Sprintf("at most %d bytes", o.MaxBytes))
+	}
+	if o.MaxConns != 0 {
+		parts = append(parts, fmt.Sprintf("at most %d connections", o.MaxConns))
+	}
+	if o.MTU != 0 {
+		parts = append(parts, fmt.Sprintf("mtu %d", o.MTU))
+	}
+	return strings.Join(parts, "; ")
+}
+
+// beforeStart lets the caller start what shares the network.
+func (s *sandbox) beforeStart() error {
+	if err := s.awaitNetwork(); err != nil {
+		return err
+	}
+	return s.io.BeforeStart(s.files.NetNS, s.net.ready)
+}
