@@ -687,7 +687,6 @@ E`, sent)))
 		count = strings.TrimSpace(string(b))
 		return err
 	}))
-	t.Log(count)
 	n, err := strconv.Atoi(count)
 	require.NoError(t, err)
 	require.Less(t, n, sent/2)
