@@ -213,7 +213,7 @@ func judge(t testing.TB, err error) string {
 func ping(t testing.TB, to netip.Addr) string {
 	t.Helper()
 	fam, proto, typ, reply := unix.AF_INET, unix.IPPROTO_ICMP, byte(8), byte(0)
-	var sa unix.Sockaddr = &unix.SockaddrInet4{}
+	var sa unix.Sockaddr
 	if to.Is6() {
 		fam, proto, typ, reply = unix.AF_INET6, unix.IPPROTO_ICMPV6, 128, 129
 		sa = &unix.SockaddrInet6{Addr: to.As16()}
