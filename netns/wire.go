@@ -14,6 +14,10 @@ const (
 	ModeHost   = "host"   // the host's own
 )
 
+// EgressResolv is the /etc/resolv.conf of every sandbox with ModeEgress: it
+// need not wait for the helper.
+const EgressResolv = "nameserver 198.18.0.1\n"
+
 // Options are what was asked of the network, beside its mode.
 type Options struct {
 	// Allow and Deny are HOST[:PORT], *.HOST[:PORT], ADDRESS[:PORT], CIDR[:PORT];

@@ -25,13 +25,47 @@ import (
 type network struct {
 	ns         *netns.NS
 	forwarding *netns.Forwarding
-	pid        int
-	control    *os.File
-	replies    *json.Decoder
+	*Helper             // nil where the namespace is all that is needed
 	ready      *netns.Ready
+	stopping   bool
 	sockets    []string // UNIX sockets of the host's that the helper made
 	stats      *netns.Stats
 	err        error // why there are no stats
+}
+
+// Helper is an sbxrun-net that starts, or waits to be asked.
+type Helper struct {
+	pid     int
+	control *os.File
+	replies *json.Decoder
+	started chan error
+}
+
+// StartHelper starts sbxrun-net before anything is planned: it takes as long as
+// planning does. log, which may be nil, is [IO.NetLog]. Close ends it unless a
+// sandbox was given it.
+func StartHelper(log *os.File) *Helper {
+	h := &Helper{started: make(chan error, 1)}
+	go func() { h.started <- h.start(log) }()
+	return h
+}
+
+// Close ends a helper that no sandbox took.
+func (h *Helper) Close() {
+	if h == nil || h.started == nil || <-h.started != nil {
+		return
+	}
+	h.started = nil
+	h.control.Close()
+	h.wait()
+}
+
+func (h *Helper) wait() {
+	for {
+		if _, err := unix.Wait4(h.pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 // helperID is the id, in the sandbox's own range, that the helper goes on as:
@@ -116,12 +150,17 @@ func (s *sandbox) makeNetwork() (err error) {
 		if p.Net != nil {
 			req.Options = *p.Net
 		}
-		started := make(chan error, 1)
-		go func() { started <- n.start(s.io.NetLog) }()
+		h := s.io.Helper
+		if h == nil {
+			h = StartHelper(s.io.NetLog)
+		}
 		n.ns, err = netns.New()
+		started := h.started
+		h.started = nil // it is ours to end
 		if serr := <-started; serr != nil || err != nil {
 			return errors.Join(serr, err)
 		}
+		n.Helper = h
 		err = n.ask(req)
 	}
 	if err != nil {
@@ -132,7 +171,7 @@ func (s *sandbox) makeNetwork() (err error) {
 }
 
 // start executes the helper.
-func (n *network) start(log *os.File) error {
+func (n *Helper) start(log *os.File) error {
 	path, err := engine.Find("sbxrun-net")
 	if err != nil {
 		return hinted.New(err, "make install puts all binaries into one directory")
@@ -150,6 +189,10 @@ func (n *network) start(log *os.File) error {
 	files := []uintptr{null.Fd(), null.Fd(), 2, uintptr(fds[1])} // standard error: a panic's
 	if log != nil {
 		files = append(files, log.Fd())
+	}
+	// What the caller left open is not the helper's.
+	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
+		return errors.Join(fmt.Errorf("close descriptors: %w", err), unix.Close(fds[0]))
 	}
 	n.pid, err = syscall.ForkExec(path, []string{"sbxrun-net", "serve"}, &syscall.ProcAttr{
 		Dir: "/", Env: helperEnv(os.Environ()), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
@@ -201,7 +244,7 @@ func (n *network) ask(req netns.Request) error {
 }
 
 // next reads the helper's next word.
-func (n *network) next() (r netns.Reply, err error) {
+func (n *Helper) next() (r netns.Reply, err error) {
 	if err := n.replies.Decode(&r); err != nil {
 		return r, fmt.Errorf("sbxrun-net gave no answer: %w", err)
 	}
@@ -214,7 +257,7 @@ func (n *network) next() (r netns.Reply, err error) {
 // awaitNetwork waits until the network is as the plan says.
 func (s *sandbox) awaitNetwork() error {
 	n := s.net
-	if n == nil || n.control == nil || n.ready != nil {
+	if n == nil || n.Helper == nil || n.ready != nil {
 		return nil
 	}
 	_ = n.control.SetReadDeadline(time.Now().Add(time.Minute))
@@ -244,8 +287,16 @@ func (s *sandbox) awaitNetwork() error {
 // networkSeeds are the files of the root that the network decides.
 func (s *sandbox) networkSeeds() []rootfs.Seed {
 	etc := []rootfs.Seed{{Path: "/etc", Dir: true, Mode: 0o755}}
-	if s.net != nil && s.net.ready != nil && s.net.ready.Resolv != "" {
-		etc = append(etc, rootfs.Seed{Path: "/etc/resolv.conf", Mode: 0o644, Data: []byte(s.net.ready.Resolv)})
+	resolv := ""
+	switch {
+	case s.net == nil:
+	case s.net.ready != nil:
+		resolv = s.net.ready.Resolv
+	case s.plan.Network == netns.ModeEgress:
+		resolv = netns.EgressResolv
+	}
+	if resolv != "" {
+		etc = append(etc, rootfs.Seed{Path: "/etc/resolv.conf", Mode: 0o644, Data: []byte(resolv)})
 	}
 	if len(s.plan.Aliases) > 0 {
 		hosts := "127.0.0.1\tlocalhost " + strings.Join(s.plan.Aliases, " ") + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -280,17 +331,25 @@ func (s *sandbox) networkEnv() (env []string) {
 	return env
 }
 
-// stop ends the helper and takes its figures.
-func (n *network) stop() {
-	if n.control == nil {
+// askStop says that nothing more is to be served.
+func (n *network) askStop() {
+	if n == nil || n.Helper == nil || n.stopping {
 		return
 	}
-	c := n.control
-	n.control = nil
-	defer c.Close()
-	if raw, err := c.SyscallConn(); err == nil {
+	n.stopping = true
+	if raw, err := n.control.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
 	}
+}
+
+// stop ends the helper and takes its figures.
+func (n *network) stop() {
+	if n.Helper == nil {
+		return
+	}
+	n.askStop()
+	c := n.control
+	defer c.Close()
 	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 	for n.stats == nil && n.err == nil {
 		var r netns.Reply
@@ -301,11 +360,8 @@ func (n *network) stop() {
 	if n.stats == nil {
 		_ = unix.Kill(n.pid, unix.SIGKILL)
 	}
-	for {
-		if _, err := unix.Wait4(n.pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
-			return
-		}
-	}
+	n.wait()
+	n.Helper = nil
 }
 
 func (n *network) close() error {

@@ -44,6 +44,8 @@ type IO struct {
 	NoFigures bool
 	// NetLog takes a JSON line for each decision about the network; nil is none.
 	NetLog *os.File
+	// Helper was started by StartHelper; nil starts one where the plan needs it.
+	Helper *Helper
 	// NetworkReady is told, before the command starts, what the helper set up; nil is nobody.
 	NetworkReady func(*netns.Ready)
 	// BeforeStart runs when the network is there and before pid 1 makes anything
@@ -194,6 +196,10 @@ func (s *sandbox) launch() error {
 	if h, err := detectCgroups(); err == nil && h.Mode == "v2" {
 		begin, limit = limit, begin // pid 1 is born in its group
 	}
+	early := verb{"net", "set up network", nil}
+	if s.plan.Network == netns.ModeFull { // the root has the name servers that it says
+		early.f = s.awaitNetwork
+	}
 	services := verb{"services", "start services", nil}
 	if s.io.BeforeStart != nil {
 		services.f = s.beforeStart
@@ -207,8 +213,9 @@ func (s *sandbox) launch() error {
 		services,
 		{"launch", "prepare launch", s.prepare},
 		{"cgroup", "watch memory", func() error { return s.group.Watch() }},
-		{"net", "set up network", s.awaitNetwork},
+		early,
 		{"mount", "make root", s.makeRoot},
+		{"net", "set up network", s.awaitNetwork},
 		{"launch", "start", s.start},
 	} {
 		if v.f == nil {

@@ -95,6 +95,7 @@ func (s *sandbox) supervise(ctx context.Context) error {
 
 	o := s.wait(ctx, msgs, gone, limit)
 
+	s.net.askStop() // beside the kernel's taking down
 	// Everything inside is dead once pid 1 is reaped; only now are the
 	// counters final and is it safe to look at what was left.
 	_ = s.reap()

@@ -459,6 +459,9 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 		if io.NetLog, err = o.openNetLog(); err != nil {
 			return nil, nil, err
 		}
+		if o.network == netns.ModeEgress || o.network == netns.ModeFull || len(spec.Net.Allow)+len(o.publish)+len(o.exposeUnix) > 0 {
+			io.Helper = runtime.StartHelper(io.NetLog)
+		}
 		io.NetworkReady = func(r *netns.Ready) {
 			for i, p := range r.Ports {
 				if i < len(spec.Net.Publish) && spec.Net.Publish[i].HostPort == 0 {
@@ -548,6 +551,7 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	}
 	io := runtime.IO{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Signals: sigs.listen, NoFigures: o.report == ""}
 	plan, phases, err := o.prepare(&sigs, c, &io, args, false)
+	defer io.Helper.Close()
 	c.ui.Done()
 	var res *runtime.Result
 	switch {
