@@ -3,6 +3,9 @@ package routed
 import (
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -255,4 +258,34 @@ func TestConnectionsOfTheSlotsLastSandboxAreNoPass(t *testing.T) {
 	require.NoError(t, first.Close())
 	second, _ := w.open(Config{Slot: 9})
 	require.Equal(t, refused, send(second))
+}
+
+// A flood of beginnings fills the sandbox's share of connection tracking and
+// nobody else's.
+func TestConnectionTrackingIsShared(t *testing.T) {
+	w := newWorld(t)
+	serve(t, w.inet, otherV4, "80")
+	box, _ := w.open(Config{Slot: 0})
+	peer, _ := w.open(Config{Slot: 1})
+	require.Equal(t, ok, ask(t, box, "tcp", otherV4, "80"))
+	require.NoError(t, box.Do(func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(t, err)
+		defer unix.Close(s)
+		for i := range maxTracked + 100 {
+			// Errors of earlier packets are reported here.
+			_ = unix.Sendto(s, []byte("x"), 0, &unix.SockaddrInet4{Addr: netip.MustParseAddr(inetV4).As4(), Port: 1000 + i})
+		}
+		return nil
+	}))
+	require.Equal(t, refused, ask(t, box, "tcp", otherV4, "80"))
+	require.Equal(t, ok, ask(t, peer, "tcp", otherV4, "80"))
+	require.NoError(t, w.host.Do(func() error {
+		b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+		require.NoError(t, err)
+		n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		require.NoError(t, err)
+		require.Less(t, n, maxTracked+50)
+		return nil
+	}))
 }

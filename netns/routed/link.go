@@ -64,17 +64,17 @@ func createLink(a addresses, nsFD, mtu int) (index uint32, err error) {
 	peer()
 	data()
 	info()
-	for begun := time.Now(); ; time.Sleep(2 * time.Millisecond) {
-		if err = b.send(); !errors.Is(err, unix.EEXIST) {
+	for begun, deleted := time.Now(), false; ; time.Sleep(2 * time.Millisecond) {
+		if err = b.send(); !errors.Is(err, unix.EEXIST) || deleted {
 			break
 		}
 		// That of a sandbox that was killed a moment ago: the kernel is about to
-		// remove it. Where it does not, its namespace is held by a stray process.
+		// remove it. Where it does not, a stray process holds its namespace.
 		if time.Since(begun) > 100*time.Millisecond {
 			if err := deleteLeftover(a.link); err != nil {
 				return 0, err
 			}
-			begun = begun.Add(time.Hour)
+			deleted = true
 		}
 	}
 	if err != nil {

@@ -38,10 +38,10 @@ func Probe() (ps []Problem) {
 	}
 	names := map[string]bool{}
 	for _, ch := range chains {
-		names[family2[ch.Table.Family]+" "+ch.Table.Name+" "+ch.Name] = true
+		names[familyNames[ch.Table.Family]+" "+ch.Table.Name+" "+ch.Name] = true
 	}
 	for _, ch := range chains {
-		fam := family2[ch.Table.Family]
+		fam := familyNames[ch.Table.Family]
 		if fam == "" || ch.Table.Name == tableName || ch.Hooknum == nil || *ch.Hooknum != *nftables.ChainHookForward || ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop {
 			continue
 		}
@@ -71,7 +71,7 @@ func Probe() (ps []Problem) {
 	return ps
 }
 
-var family2 = map[nftables.TableFamily]string{
+var familyNames = map[nftables.TableFamily]string{
 	nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
 }
 

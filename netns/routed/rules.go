@@ -31,7 +31,7 @@ const (
 	tableName = "sbxrun"
 	// version is part of the guard set's name, by which the table is found to be
 	// current. Raise it with every change of the rules.
-	version   = "1"
+	version   = "2"
 	guardName = "guarded_v" + version
 )
 
@@ -355,6 +355,16 @@ func (r *ruleset) write() {
 
 	forward := r.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, -10)
 	r.rule(forward, fromUs, toUs, goTo(refuse))
+	// Connection tracking is one table for the host: a sandbox gets a share. What
+	// is over it is refused when it begins; the rest goes on.
+	r.set(&nftables.Set{Table: r.t, Name: "tracked", Dynamic: true, Size: 2 * Slots, KeyType: nftables.TypeIFIndex}, nil)
+	r.rule(forward, fromUs, bits(&expr.Ct{Key: expr.CtKeySTATE, Register: reg}, expr.CtStateBitNEW, cmpNot(u32(0)...)), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: reg},
+		&expr.Dynset{
+			SrcRegKey: reg, SetName: "tracked", Operation: unix.NFT_DYNSET_OP_ADD,
+			Exprs: []expr.Any{&expr.Connlimit{Count: maxTracked, Flags: expr.NFT_CONNLIMIT_F_INV}},
+		},
+	}, goTo(refuse))
 	r.rule(forward, fromUs, accept)
 	r.rule(forward, toUs, answers, accept)
 	r.rule(forward, toUs, drop)
@@ -376,6 +386,10 @@ func (r *ruleset) write() {
 	nat := r.base("nat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100)
 	r.rule(nat, fromUs, toOthers, []expr.Any{&expr.Masq{}})
 }
+
+// maxTracked is how many connections of one sandbox the host keeps track of: a
+// TCP connection for two minutes after its end, UDP for half a minute.
+const maxTracked = 16384
 
 const ipsDstNAT = 1 << 5 // IPS_DST_NAT
 
