@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -141,6 +142,23 @@ func TestHostWithoutIPv6(t *testing.T) {
 		as, err := rtnl.AddrList(l, rtnl.FAMILY_V6)
 		require.Empty(t, as)
 		return err
+	}))
+}
+
+// Administrators read the table with nft, where it is installed.
+func TestNftReadsTheRules(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skipf("needs nft: %v", err)
+	}
+	w := newWorld(t)
+	w.open(Config{Slot: 0, Allow: []string{hostV4 + ":80-90"}, Deny: []string{inetV6}})
+	require.NoError(t, w.host.Do(func() error {
+		out, err := exec.Command(nft, "list", "table", "inet", tableName).CombinedOutput()
+		t.Logf("%s", out)
+		require.NoError(t, err)
+		require.Contains(t, string(out), hostV4+" . 80-90")
+		return nil
 	}))
 }
 
