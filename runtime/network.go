@@ -45,8 +45,9 @@ type Helper struct {
 // planning does. log, which may be nil, is [IO.NetLog]. Close ends it unless a
 // sandbox was given it.
 func StartHelper(log *os.File) *Helper {
-	h := &Helper{started: make(chan error, 1)}
-	go func() { h.started <- h.start(log) }()
+	started := make(chan error, 1)
+	h := &Helper{started: started}
+	go func() { started <- h.start(log) }() // h.started may be nil by then
 	return h
 }
 
