@@ -107,6 +107,20 @@ func HealForwarding(state string) ([]string, error) {
 	return restoreIfLast(f, state)
 }
 
+// WhileIdle runs f if no sandbox with a routed network lives, and keeps new ones
+// waiting meanwhile.
+func WhileIdle(state string, f func() error) error {
+	live, err := openLock(state, "forwarding.live", unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer live.Close()
+	return f()
+}
+
 // restoreIfLast gives up the shared lock on live for the exclusive one, which
 // only the last holder gets: the kernel drops the old lock before it looks.
 func restoreIfLast(live *os.File, state string) ([]string, error) {

@@ -133,6 +133,8 @@ func (h *Host) Report() []Check {
 	}
 	add("engine libcontainer", err == nil, oci, "make build; make install")
 
+	out = append(out, networkChecks()...)
+
 	warn := func(path, bad, name, hint string) {
 		if v := readTrim(path); v == bad {
 			out = append(out, Check{Name: name, OK: true, Warn: true, Detail: path + "=" + v, Hint: hint})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,7 +26,7 @@ import (
 type network struct {
 	ns         *netns.NS
 	forwarding *netns.Forwarding
-	*Helper             // nil where the namespace is all that is needed
+	*Helper    // nil where the namespace is all that is needed
 	ready      *netns.Ready
 	stopping   bool
 	sockets    []string // UNIX sockets of the host's that the helper made
@@ -42,12 +43,12 @@ type Helper struct {
 }
 
 // StartHelper starts sbxrun-net before anything is planned: it takes as long as
-// planning does. log, which may be nil, is [IO.NetLog]. Close ends it unless a
+// planning does. netLog, which may be nil, is [IO.NetLog]. Close ends it unless a
 // sandbox was given it.
-func StartHelper(log *os.File) *Helper {
+func StartHelper(netLog *os.File) *Helper {
 	started := make(chan error, 1)
 	h := &Helper{started: started}
-	go func() { started <- h.start(log) }() // h.started may be nil by then
+	go func() { started <- h.start(netLog) }() // h.started may be nil by then
 	return h
 }
 
@@ -96,14 +97,24 @@ func (s *sandbox) openNetwork() error {
 }
 
 func (s *sandbox) joinNetwork(path string) error {
+	bad := func(err error) error {
+		return &Error{Op: "open network namespace", Object: path, Err: err, Hint: "ip netns add NAME makes /run/netns/NAME"}
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return &Error{Op: "open network namespace", Object: path, Err: err}
+		return bad(errors.Unwrap(err))
 	}
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil || st.Type != unix.NSFS_MAGIC {
+	err = unix.Fstatfs(int(f.Fd()), &st)
+	if err == nil && st.Type != unix.NSFS_MAGIC {
+		err = errors.New("not a namespace")
+	}
+	if kind, kerr := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err == nil && (kerr != nil || kind != unix.CLONE_NEWNET) {
+		err = errors.New("not a network namespace")
+	}
+	if err != nil {
 		f.Close()
-		return &Error{Op: "open network namespace", Object: path, Err: errors.Join(errors.New("not a namespace"), err), Hint: "ip netns add NAME makes /run/netns/NAME"}
+		return bad(err)
 	}
 	var own, given unix.Stat_t
 	if err := errors.Join(unix.Stat("/proc/self/ns/net", &own), unix.Fstat(int(f.Fd()), &given)); err != nil || own.Ino == given.Ino && own.Dev == given.Dev {
@@ -172,7 +183,7 @@ func (s *sandbox) makeNetwork() (err error) {
 }
 
 // start executes the helper.
-func (n *Helper) start(log *os.File) error {
+func (n *Helper) start(netLog *os.File) error {
 	path, err := engine.Find("sbxrun-net")
 	if err != nil {
 		return hinted.New(err, "make install puts all binaries into one directory")
@@ -188,8 +199,8 @@ func (n *Helper) start(log *os.File) error {
 	}
 	defer null.Close()
 	files := []uintptr{null.Fd(), null.Fd(), 2, uintptr(fds[1])} // standard error: a panic's
-	if log != nil {
-		files = append(files, log.Fd())
+	if netLog != nil {
+		files = append(files, netLog.Fd())
 	}
 	// What the caller left open is not the helper's.
 	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
@@ -504,6 +515,44 @@ func (p *Plan) network(spec Spec, _ *Host) error {
 	}
 	if rules || ports || rate || quota || len(o.DNS) > 0 || o.MTU != 0 {
 		p.Net = &o
+	}
+	return nil
+}
+
+// networkChecks asks the helper what of the modes works here.
+func networkChecks() (out []Check) {
+	path, err := engine.Find("sbxrun-net")
+	if err != nil {
+		return []Check{{Name: "network helper", Detail: err.Error(), Hint: "make build; make install"}}
+	}
+	out = []Check{{Name: "network helper", OK: true, Detail: path}}
+	var problems map[string][][2]string
+	b, err := exec.Command(path, "doctor").Output()
+	if err == nil {
+		err = json.Unmarshal(b, &problems)
+	}
+	if err != nil {
+		return append(out, Check{Name: "networks", OK: true, Warn: true, Detail: "could not be tried: " + err.Error(), Hint: "run sbxrun as root"})
+	}
+	for _, mode := range []string{netns.ModeEgress, netns.ModeFull} {
+		if len(problems[mode]) == 0 {
+			out = append(out, Check{Name: "network " + mode, OK: true, Detail: "works"})
+		}
+		for _, p := range problems[mode] {
+			out = append(out, Check{Name: "network " + mode, OK: true, Warn: true, Detail: p[0], Hint: p[1]})
+		}
+	}
+	return out
+}
+
+// gcNetwork removes the rules of full networks that nobody needs.
+func gcNetwork() error {
+	path, err := engine.Find("sbxrun-net")
+	if err != nil {
+		return nil //nolint:nilerr // then there never was such a network
+	}
+	if out, err := exec.Command(path, "gc", stageDir).CombinedOutput(); err != nil {
+		return fmt.Errorf("remove network rules: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

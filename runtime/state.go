@@ -299,7 +299,7 @@ func findSandbox(state, name string) (*journal, error) {
 // is safe beside running sandboxes and bakes.
 func GC(dirs Dirs) ([]string, error) {
 	did, err := healSlots(dirs.State)
-	errs := []error{err}
+	errs := []error{err, gcNetwork()}
 	names := filepath.Join(dirs.State, "names")
 	ents, _ := os.ReadDir(names)
 	for _, e := range ents {

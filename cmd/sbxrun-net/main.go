@@ -25,11 +25,66 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 2 || os.Args[1] != "serve" {
-		fmt.Fprintln(os.Stderr, "sbxrun-net: started by sbxrun, not by hand (see sbxrun --help)")
-		os.Exit(125)
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "serve":
+		os.Exit(serve())
+	case len(os.Args) == 2 && os.Args[1] == "doctor":
+		os.Exit(doctor())
+	case len(os.Args) == 3 && os.Args[1] == "gc":
+		os.Exit(gc(os.Args[2]))
 	}
-	os.Exit(serve())
+	fmt.Fprintln(os.Stderr, "sbxrun-net: started by sbxrun, not by hand (see sbxrun --help)")
+	os.Exit(125)
+}
+
+// doctor writes what keeps a mode from working here, as JSON: by mode, in pairs
+// of what and what to do.
+func doctor() int {
+	problems := map[string][][2]string{}
+	if err := tryEgress(); err != nil {
+		problems[netns.ModeEgress] = [][2]string{{err.Error(), hintOf(err)}}
+	}
+	for _, p := range routed.Probe() {
+		problems[netns.ModeFull] = append(problems[netns.ModeFull], [2]string{p.What, p.Hint})
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(problems); err != nil {
+		return 1
+	}
+	return 0
+}
+
+func tryEgress() error {
+	ns, err := netns.New()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	policy, err := egress.ParsePolicy(nil, nil, nil)
+	if err != nil {
+		return err
+	}
+	e, err := egress.Open(ns, egress.Config{Policy: policy})
+	if err != nil {
+		return err
+	}
+	return e.Close()
+}
+
+// gc removes the host's rules when no sandbox needs them.
+func gc(state string) int {
+	if err := netns.WhileIdle(state, routed.Remove); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func hintOf(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
 }
 
 // maxRequestBytes bounds what is read of a request: 64 KiB hold a thousand rules.
@@ -47,12 +102,7 @@ func serve() int {
 		s, err = open(req, ns)
 	}
 	if err != nil {
-		r := netns.Reply{Error: err.Error()}
-		var h interface{ Hint() string }
-		if errors.As(err, &h) {
-			r.Hint = h.Hint()
-		}
-		_ = lines.Encode(r) // who does not read it is gone
+		_ = lines.Encode(netns.Reply{Error: err.Error(), Hint: hintOf(err)}) // who does not read it is gone
 		return 1
 	}
 	if err := lines.Encode(netns.Reply{Ready: &s.ready}); err != nil {
