@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Policy says what may be reached. A deny wins over every allow, and what no
@@ -39,7 +41,7 @@ func ParsePolicy(allow, deny, into []string) (*Policy, error) {
 		for _, entry := range l.entries {
 			r, err := parseRule(entry)
 			if err != nil {
-				return nil, fmt.Errorf("read %s%q: %w", l.flag, entry, err)
+				return nil, hinted.New(fmt.Errorf("read %s%q: %w", l.flag, entry, err), "HOST, *.HOST, an address or a CIDR; with :PORT or :FROM-TO")
 			}
 			r.text = l.flag + entry
 			*l.to = append(*l.to, r)

@@ -34,7 +34,7 @@ func placeUnix(path string) (_ *net.UnixListener, err error) {
 	// The directory by its descriptor, as an address holds 107 bytes only.
 	dir, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open its directory: %w", err)
+		return nil, hinted.New(fmt.Errorf("open its directory: %w", err), "give a path in a directory that is there")
 	}
 	defer unix.Close(dir)
 	at := func(name string) string { return filepath.Join("/proc/self/fd", strconv.Itoa(dir), name) }

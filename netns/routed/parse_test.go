@@ -187,7 +187,7 @@ func TestResolv(t *testing.T) {
 		{nil, []string{stub, realOne}, "nameserver 192.0.2.53\nnameserver 2001:db8::53\nnameserver 192.0.2.54\nsearch a.example b.example\n", ""},
 		{[]string{"192.0.2.1", "2001:db8::1"}, []string{stub}, "nameserver 192.0.2.1\nnameserver 2001:db8::1\n", ""},
 		{nil, []string{stub, dir + "/none"}, "", "find name servers in " + stub + " or " + dir + "/none: none that is not the host's loopback"},
-		{[]string{"dns.example"}, nil, "", `name server "dns.example": ParseAddr("dns.example"): unexpected character (at "dns.example")`},
+		{[]string{"dns.example"}, nil, "", `name server "dns.example": not an IP address`},
 		{nil, []string{file("long", strings.Repeat("#\n", resolvMax)+"nameserver 192.0.2.1\n")}, "", "find name servers in " + dir + "/long: none that is not the host's loopback"},
 	} {
 		text, servers, err := resolv(c.dns, c.files...)

@@ -23,7 +23,7 @@ func resolv(dns []string, files ...string) (text string, servers []netip.Addr, e
 	for _, s := range dns {
 		a, err := netip.ParseAddr(s)
 		if err != nil {
-			return "", nil, hinted.New(fmt.Errorf("name server %q: %w", s, err), "--dns takes an IP address")
+			return "", nil, hinted.New(fmt.Errorf("name server %q: not an IP address", s), "--dns takes an IP address")
 		}
 		servers = append(servers, a)
 	}
