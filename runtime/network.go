@@ -547,6 +547,9 @@ func networkChecks() (out []Check) {
 
 // gcNetwork removes the rules of full networks that nobody needs.
 func gcNetwork() error {
+	if _, err := os.Stat(stageDir + "/net"); err != nil {
+		return nil //nolint:nilerr // then there never was such a network
+	}
 	path, err := engine.Find("sbxrun-net")
 	if err != nil {
 		return nil //nolint:nilerr // then there never was such a network

@@ -99,7 +99,7 @@ type ResultNetwork struct {
 type ResultService struct {
 	Name     string  `json:"name"`
 	ID       string  `json:"id,omitempty"`
-	Status   Status  `json:"status"` // canceled: it was stopped when the job had ended
+	Status   Status  `json:"status"` // ok or canceled where it was stopped when the job had ended
 	Reason   Reason  `json:"reason"`
 	ExitCode int     `json:"exit_code"`
 	Message  string  `json:"message,omitempty"`

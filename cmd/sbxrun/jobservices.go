@@ -255,8 +255,11 @@ func (s *jobService) await(ctx context.Context, ns *os.File, ready *netns.Ready)
 	}
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		ok, err := s.isReady(ctx, ns, ready)
-		if ok || err != nil {
-			return err
+		if err != nil {
+			return fail(err.Error())
+		}
+		if ok {
+			return nil
 		}
 		select {
 		case <-s.ended:
@@ -292,7 +295,7 @@ func (s *jobService) isReady(ctx context.Context, ns *os.File, joined *netns.Rea
 		}
 		res, err := s.run(ctx, &plan, joined, &tail{})
 		if err != nil && res != nil && res.ExitCode >= 126 { // it will not be found later either
-			return false, fmt.Errorf("service %s: ready: %w", s.name, err)
+			return false, fmt.Errorf("its check cannot be run: %w", err)
 		}
 		return err == nil && res.Status == runtime.StatusOK, nil
 	}
