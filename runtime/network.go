@@ -85,18 +85,20 @@ func (s *sandbox) openNetwork() error {
 	case p.helped() || s.io.BeforeStart != nil && p.Network == netns.ModeNone:
 		return s.makeNetwork()
 	case strings.HasPrefix(p.Network, "ns:"):
-		return s.joinNetwork(strings.TrimPrefix(p.Network, "ns:"))
+		return s.joinNetwork(strings.TrimPrefix(p.Network, "ns:"), s.io.Joined)
 	case strings.HasPrefix(p.Network, "container:"):
-		path, err := networkOf(p.Dirs.State, strings.TrimPrefix(p.Network, "container:"))
+		path, ready, err := networkOf(p.Dirs.State, strings.TrimPrefix(p.Network, "container:"))
 		if err != nil {
 			return err
 		}
-		return s.joinNetwork(path)
+		return s.joinNetwork(path, ready)
 	}
 	return nil
 }
 
-func (s *sandbox) joinNetwork(path string) error {
+// joinNetwork has the sandbox share a namespace; ready, which may be nil, is how
+// it was set up.
+func (s *sandbox) joinNetwork(path string, ready *netns.Ready) error {
 	bad := func(err error) error {
 		return &Error{Op: "open network namespace", Object: path, Err: err, Hint: "ip netns add NAME makes /run/netns/NAME"}
 	}
@@ -123,27 +125,28 @@ func (s *sandbox) joinNetwork(path string) error {
 	}
 	s.files.NetNS = f
 	s.push(f.Close)
-	if s.io.Joined != nil {
-		s.net = &network{ready: s.io.Joined}
+	if ready != nil {
+		s.net = &network{ready: ready}
 	}
 	return nil
 }
 
-// networkOf gives the path of a live sandbox's network namespace.
-func networkOf(state, name string) (string, error) {
+// networkOf gives the path of a live sandbox's network namespace, and how it was
+// set up.
+func networkOf(state, name string) (string, *netns.Ready, error) {
 	j, err := findSandbox(state, name)
 	if err != nil {
-		return "", &Error{Op: "find sandbox", Object: name, Err: err, Hint: "give the id or the --name of a sandbox that runs"}
+		return "", nil, &Error{Op: "find sandbox", Object: name, Err: err, Hint: "give the id or the --name of a sandbox that runs"}
 	}
 	for _, dir := range j.Cgroups {
 		for pid := range strings.FieldsSeq(readTrim(dir + "/cgroup.procs")) {
 			path := "/proc/" + pid + "/ns/net"
 			if _, err := os.Stat(path); err == nil {
-				return path, nil
+				return path, j.Net, nil
 			}
 		}
 	}
-	return "", &Error{Op: "find sandbox", Object: name, Err: errors.New("it has no process yet, or no more")}
+	return "", nil, &Error{Op: "find sandbox", Object: name, Err: errors.New("it has no process yet, or no more")}
 }
 
 func (s *sandbox) makeNetwork() (err error) {
@@ -220,7 +223,11 @@ func (n *Helper) start(netLog *os.File) error {
 
 // helperEnv is what of the caller's environment is the host's way out.
 func helperEnv(env []string) []string {
-	out := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	out := []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"GOGC=50",                // what stays resident counts, not speed
+		"GODEBUG=madvdontneed=1", // and what was given back is not counted
+	}
 	for _, kv := range env {
 		switch k, _, _ := strings.Cut(kv, "="); strings.ToUpper(k) {
 		case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SBXRUN_NET_POOL":
@@ -284,6 +291,11 @@ func (s *sandbox) awaitNetwork() error {
 	if s.plan.Net != nil {
 		for _, x := range s.plan.Net.ExposeUnix {
 			n.sockets = append(n.sockets, x.Path)
+		}
+	}
+	if r.Ready.Resolv != "" {
+		if err := s.slot.share(r.Ready); err != nil {
+			return err
 		}
 	}
 	s.res.Notes = append(s.res.Notes, r.Ready.Notes...)

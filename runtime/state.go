@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,10 +37,13 @@ type journal struct {
 	ID, Name string
 	Pid      int
 	Cgroups  []string
+	// Net is what is known of the network, for who joins it: see [slot.share].
+	Net *netns.Ready
 }
 
 // encode gives the journal as strings that each end with a NUL: a schema, id,
-// name, pid, cgroups. What lacks its end was torn by a crash.
+// name, pid, cgroups, a dot. What lacks its end was torn by a crash. Behind it
+// may be Net.
 func (j *journal) encode() []byte {
 	parts := append([]string{"1", j.ID, j.Name, strconv.Itoa(j.Pid)}, j.Cgroups...)
 	return []byte(strings.Join(append(parts, "."), "\x00") + "\x00")
@@ -47,15 +51,22 @@ func (j *journal) encode() []byte {
 
 func parseJournal(b []byte) *journal {
 	parts := strings.Split(string(b), "\x00")
-	n := len(parts)
-	if n < 6 || parts[0] != "1" || parts[n-1] != "" || parts[n-2] != "." {
+	if len(parts) < 6 || parts[0] != "1" {
+		return nil
+	}
+	n := 4 + slices.Index(parts[4:], ".")
+	if n < 4 || n == len(parts)-1 {
 		return nil
 	}
 	pid, err := strconv.Atoi(parts[3])
 	if err != nil {
 		return nil
 	}
-	return &journal{ID: parts[1], Name: parts[2], Pid: pid, Cgroups: parts[4 : n-2]}
+	j := &journal{ID: parts[1], Name: parts[2], Pid: pid, Cgroups: parts[4:n]}
+	if json.Unmarshal([]byte(parts[n+1]), &j.Net) != nil {
+		j.Net = nil
+	}
+	return j
 }
 
 // slot is a number that no other live sandbox has; the id range derives from it.
@@ -179,6 +190,20 @@ func (s *slot) write(j journal) error {
 		return err
 	}
 	_, err := s.file.WriteAt(j.encode(), 0)
+	return err
+}
+
+// share adds to the journal what a sandbox that joins the network must know.
+func (s *slot) share(r *netns.Ready) error {
+	b, err := json.Marshal(netns.Ready{Resolv: r.Resolv, Env: r.Env})
+	if err != nil {
+		return err
+	}
+	st, err := s.file.Stat()
+	if err != nil {
+		return err
+	}
+	_, err = s.file.WriteAt(append(b, 0), st.Size()) // what is there is never rewritten: it names cgroups
 	return err
 }
 

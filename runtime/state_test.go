@@ -1,9 +1,13 @@
 package runtime
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/sbxrun/sbxrun/netns"
 )
 
 func TestJournalComesBackOrIsTorn(t *testing.T) {
@@ -22,4 +26,19 @@ func TestJournalComesBackOrIsTorn(t *testing.T) {
 		}
 	}
 	require.Nil(t, parseJournal([]byte(`{"id":"x"}`)))
+
+	// What is added later is there or not; the journal is, whatever becomes of that.
+	f, err := os.Create(filepath.Join(t.TempDir(), "0"))
+	require.NoError(t, err)
+	defer f.Close()
+	s := &slot{file: f}
+	j := journal{ID: "a1", Pid: 7, Cgroups: []string{"/x"}}
+	require.NoError(t, s.write(j))
+	require.NoError(t, s.share(&netns.Ready{Resolv: "nameserver 192.0.2.1\n"}))
+	b, err := os.ReadFile(f.Name())
+	require.NoError(t, err)
+	require.Equal(t, "nameserver 192.0.2.1\n", parseJournal(b).Net.Resolv)
+	for i := len(j.encode()); i < len(b)-1; i++ {
+		require.Equal(t, &j, parseJournal(b[:i]), "the first %d bytes", i)
+	}
 }
