@@ -225,8 +225,7 @@ func (n *Helper) start(netLog *os.File) error {
 func helperEnv(env []string) []string {
 	out := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"GOGC=50",                // what stays resident counts, not speed
-		"GODEBUG=madvdontneed=1", // and what was given back is not counted
+		"GOGC=50", // what stays resident counts, not speed
 	}
 	for _, kv := range env {
 		switch k, _, _ := strings.Cut(kv, "="); strings.ToUpper(k) {

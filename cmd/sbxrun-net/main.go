@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -92,7 +91,6 @@ const maxRequestBytes = 1 << 20
 
 func serve() int {
 	signal.Ignore(unix.SIGPIPE, unix.SIGINT, unix.SIGTERM, unix.SIGHUP) // the socket's end is ours
-	debug.SetGCPercent(50)                                              // what stays resident counts, not speed
 	control := os.NewFile(netns.ControlFD, "control")
 	unix.CloseOnExec(netns.ControlFD)
 	lines := json.NewEncoder(control)
