@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/runtime"
 )
 
@@ -72,6 +73,7 @@ type service struct {
 	memoryMax   int64
 	write       []string // ReadWritePaths=
 	load        []string // LoadCredential=
+	forwards    bool     // a full network: host settings are changed
 	home, tmp   bool     // paths below /home, below /tmp are needed
 }
 
@@ -214,6 +216,15 @@ func (s *service) readRun(c *command, args []string) error {
 	if o.report != "" && o.report != "-" {
 		// It is replaced by a rename, so its directory must be writable.
 		s.write = append(s.write, filepath.Dir(at(o.report)))
+	}
+	s.forwards = o.network == netns.ModeFull
+	if o.netLog != "" {
+		s.write = append(s.write, filepath.Dir(at(o.netLog)))
+	}
+	for _, x := range o.exposeUnix {
+		if path, _, ok := strings.Cut(x, ":"); ok {
+			s.write = append(s.write, filepath.Dir(at(path)))
+		}
 	}
 	for _, list := range []struct {
 		flag  string
@@ -455,7 +466,11 @@ func (s *service) text() string {
 	if s.memoryMax > 0 {
 		p("# Of the sandbox and its supervisor together; the sandbox's own --memory lies below.\nMemoryMax=%d", s.memoryMax)
 	}
-	b.WriteString(serviceCommon)
+	common := serviceCommon
+	if s.forwards {
+		common = strings.Replace(common, "ProtectKernelTunables=yes\n", "# Not ProtectKernelTunables=: a full network has the host forward packets.\n", 1)
+	}
+	b.WriteString(common)
 	if s.home {
 		p("# Paths of the flags lie below /home, /root or /run/user: seen, and written only where ReadWritePaths says so.\nProtectHome=read-only")
 	} else {
