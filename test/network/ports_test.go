@@ -67,6 +67,7 @@ func talk(t *testing.T, w *world, network, addr, say string) string {
 }
 
 func TestPublishedPortsReachServersOnLoopback(t *testing.T) {
+	t.Parallel()
 	need.Python(t)
 	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
 		w := newWorld(t, s)
@@ -145,6 +146,7 @@ func TestPublishedPortsReachServersOnLoopback(t *testing.T) {
 
 // Silent clients of a port cost their slots, and not who works already.
 func TestSilentClientsOfAPort(t *testing.T) {
+	t.Parallel()
 	s := sbx0(t)
 	w := newWorld(t, s)
 	r := start(t, s, "-p", "203.0.113.1:18081:81", "-p", "203.0.113.1:18053:53/udp", "--", "python3", "-c", strings.Replace(serversOnLoopback, "c, _ = counter.accept(); n = 0", "c, _ = counter.accept(); n = 0; c.sendall(b'!')", 1))
@@ -176,6 +178,7 @@ func TestSilentClientsOfAPort(t *testing.T) {
 
 // A sandbox that joins another's network has what that one has, and no more.
 func TestJoinedNetworks(t *testing.T) {
+	t.Parallel()
 	need.Python(t)
 	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
 		w := newWorld(t, s)
