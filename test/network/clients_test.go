@@ -27,15 +27,19 @@ func main() { r, err := http.Get(os.Args[1]); if err != nil { fmt.Println(err); 
 // programs people have, as they ask for $1. Those that are not installed are left
 // out; what each says is its own affair: the report says what was reached.
 var programs = map[string]string{
-	"curl":     `curl -sS -m 20 "$1"`,
-	"wget":     `wget -q -T 20 -t 1 -O - "$1"`,
-	"git":      `git ls-remote "$1/repo.git"`,
-	"pip":      `python3 -m pip --disable-pip-version-check download -q --retries 0 --timeout 20 --no-cache-dir -d /tmp -i "$1/simple" --trusted-host one.test --trusted-host two.test nothing`,
-	"node":     `node -e 'fetch(process.argv[1]).then(r => r.text()).then(console.log)' "$1"`,
-	"npm":      `npm_config_cache=/tmp/npm npm view --fetch-retries 0 --registry "$1/" nothing`,
-	"java":     `java -XX:+UseSerialGC -Xshare:auto /client/Get.java "$1"`,
-	"go":       `/client/get "$1"`,
-	"python":   `python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read())' "$1"`,
+	"curl":   `curl -sS -m 20 "$1"`,
+	"wget":   `wget -q -T 20 -t 1 -O - "$1"`,
+	"git":    `git ls-remote "$1/repo.git"`,
+	"pip":    `python3 -m pip --disable-pip-version-check download -q --retries 0 --timeout 20 --no-cache-dir -d /tmp -i "$1/simple" --trusted-host one.test --trusted-host two.test nothing`,
+	"node":   `node -e 'fetch(process.argv[1]).then(r => r.text()).then(console.log)' "$1"`,
+	"npm":    `npm_config_cache=/tmp/npm npm view --fetch-retries 0 --registry "$1/" nothing`,
+	"java":   `java -XX:+UseSerialGC -Xshare:auto /client/Get.java "$1"`,
+	"go":     `/client/get "$1"`,
+	"python": `python3 -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read())' "$1"`,
+}
+
+// libraries of Python's, from the index.
+var libraries = map[string]string{
 	"requests": `python3 -c 'import sys, requests; print(requests.get(sys.argv[1], timeout=20).text)' "$1"`,
 	"httpx":    `python3 -c 'import sys, httpx; print(httpx.get(sys.argv[1], timeout=20).text)' "$1"`,
 	"aiohttp": `python3 -c '
@@ -43,6 +47,7 @@ import sys, asyncio, aiohttp
 async def main():
     async with aiohttp.ClientSession() as s, s.get(sys.argv[1]) as r: print(await r.text())
 asyncio.run(main())' "$1"`,
+	"uv": `UV_NO_CACHE=1 uv pip install --target /tmp/x --default-index "$1/simple" --allow-insecure-host one.test --allow-insecure-host two.test nothing`,
 }
 
 // installed says whether a program is there.
@@ -50,8 +55,6 @@ func installed(name string) bool {
 	switch name {
 	case "python", "pip", "go":
 		return true
-	case "requests", "httpx", "aiohttp":
-		return exec.Command("/usr/bin/python3", "-c", "import "+name).Run() == nil
 	}
 	p, err := exec.LookPath(name)
 	real, _ := filepath.EvalSymlinks(p)
@@ -72,36 +75,57 @@ func TestProgramsNeedNotKnow(t *testing.T) {
 		t.Logf("go client left out: %v: %s", err, out)
 		delete(programs, "go")
 	}
-	const script = `ask() { eval "$PROGRAM"; }
-for host in one.test two.test; do
-	ask "http://$host" </dev/null
-	(unset HTTP_PROXY HTTPS_PROXY http_proxy https_proxy NO_PROXY no_proxy; ask "http://$host" </dev/null)
-done; true`
 	for name, program := range programs {
 		t.Run(name, func(t *testing.T) {
 			if !installed(name) {
 				t.Skipf("%s is not installed", name)
 			}
+			flags := []string{"-v", dir + ":/client:ro"}
 			etc, _ := filepath.Glob("/etc/java-*-openjdk") // Debian's Java is not complete without
-			var volumes []string
 			for _, d := range etc {
-				volumes = append(volumes, "-v", d+":"+d+":ro")
+				flags = append(flags, "-v", d+":"+d+":ro")
 			}
-			o := s.Run(append(volumes, "-q", "-m", "2g", "--cpus", "2", "--allow", "one.test:80", "-v", dir+":/client:ro", "-e", "PROGRAM="+program, "--timeout", "100", "--", "sh", "-c", script)...)
-			require.Equal(t, 0, o.Code, o)
-			reached := map[string]bool{}
-			for _, d := range decisions(t, o) {
-				reached[fmt.Sprintf("%s %v", d.Host, d.Allowed)] = true
-				if d.Allowed {
-					reached[d.Via] = true
-				}
-			}
-			assert.True(t, reached["one.test true"], o)
-			assert.True(t, reached["tcp"], "without a proxy: %v", o)
-			assert.True(t, reached["two.test false"], o)
-			assert.False(t, reached["one.test false"] || reached["two.test true"], o)
+			askBoth(t, s, program, flags...)
 		})
 	}
+}
+
+func TestPythonLibrariesNeedNotKnow(t *testing.T) {
+	need.Python(t)
+	need.Network(t)
+	s := harness.New(t)
+	file := filepath.Join(t.TempDir(), "requirements.txt")
+	require.NoError(t, os.WriteFile(file, []byte("requests\nhttpx\naiohttp\nuv\n"), 0o600))
+	o := s.Do("env", "build", "-q", "--name", "clients", "-r", file) // the index is beyond the real host
+	require.Equal(t, 0, o.Code, o)
+	newWorld(t, s)
+	for name, program := range libraries {
+		t.Run(name, func(t *testing.T) { askBoth(t, s, program, "--with", "clients") })
+	}
+}
+
+// askBoth has a program ask what is allowed and what is not, with the proxy's
+// variables and without, and looks at what was reached.
+func askBoth(t *testing.T, s *harness.Sbx, program string, flags ...string) {
+	t.Helper()
+	const script = `ask() { eval "$PROGRAM"; }
+for host in one.test two.test; do
+	ask "http://$host" </dev/null
+	(unset HTTP_PROXY HTTPS_PROXY http_proxy https_proxy NO_PROXY no_proxy; ask "http://$host" </dev/null)
+done; true`
+	o := s.Run(append(flags, "-q", "-m", "2g", "--cpus", "2", "--allow", "one.test:80", "-e", "PROGRAM="+program, "--timeout", "100", "--", "sh", "-c", script)...)
+	require.Equal(t, 0, o.Code, o)
+	reached := map[string]bool{}
+	for _, d := range decisions(t, o) {
+		reached[fmt.Sprintf("%s %v", d.Host, d.Allowed)] = true
+		if d.Allowed {
+			reached[d.Via] = true
+		}
+	}
+	assert.True(t, reached["one.test true"], o)
+	assert.True(t, reached["tcp"], "without a proxy: %v", o)
+	assert.True(t, reached["two.test false"], o)
+	assert.False(t, reached["one.test false"] || reached["two.test true"], o)
 }
 
 type decision struct {
