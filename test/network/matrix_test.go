@@ -206,3 +206,12 @@ func TestDecisionsAreLogged(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), st.Mode())
 }
+
+func TestEnginesHaveTheSameNetwork(t *testing.T) {
+	need.Python(t)
+	harness.PerEngine(t, func(t *testing.T, s *harness.Sbx) {
+		newWorld(t, s)
+		askAll(t, s, []string{"--allow", "one.test"}, join(each(tcp, "one.test", "80", "one"), nothing("two.test", "198.51.100.10")))
+		askAll(t, s, []string{"--network", "full"}, join(each("socket udp", "198.51.100.10", "80", "one"), nothing("203.0.113.1", "169.254.169.254")))
+	})
+}

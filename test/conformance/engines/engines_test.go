@@ -85,7 +85,6 @@ var meant = []difference{
 	{in: `TestReportsAreTheSame/no_process`, name: `report\.(message|stage|hint)|stderr`, direct: `(sbxrun: )?fork: resource temporarily unavailable(\n.*)?\n?|exec|pid 1 counts too.*`, why: "the same: libcontainer does not come as far as pid 1"},
 	{in: `TestReportsAreTheSame/directory_(in_proc_of_pid_1|of_another_process)`, name: `report\..*|std.*`, direct: `.*`, why: "direct follows no magic link, libcontainer ends at the root by it"},
 	{in: `TestReportsAreTheSame/.*`, name: `report\.context_switches_(in)?voluntary`, direct: `measured|<nil>`, libcontainer: `measured|<nil>`, machine: true, why: "of a sandbox that was killed: whether pid 1 could still report"},
-	{in: `TestReportsAreTheSame/network_namespace_.*`, name: `report\.phases_ms\..*`, why: "direct enters it before there is a root"},
 }
 
 // compare fails the test for each difference that is not meant.
