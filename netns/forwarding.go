@@ -272,6 +272,7 @@ type ForwardingPlan struct {
 	Notes []string
 
 	mutex   *os.File
+	live    *os.File
 	state   string
 	rec     record
 	changed bool // rec is not what is on disk
@@ -287,8 +288,7 @@ func PlanForwarding(state string) (*ForwardingPlan, error) {
 	}
 	p := &ForwardingPlan{mutex: mutex, state: state}
 	if err := p.fill(); err != nil {
-		mutex.Close()
-		return nil, err
+		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
 }
@@ -298,6 +298,12 @@ func (p *ForwardingPlan) fill() error {
 		live.Close()
 		return errors.New("plan forwarding: nobody holds it")
 	} else if !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
+	}
+	// Whoever heals when the holder is killed meanwhile would remove the record
+	// before what is in it was changed.
+	var err error
+	if p.live, err = openLock(p.state, "forwarding.live", unix.LOCK_SH); err != nil {
 		return err
 	}
 	rec, _, err := readRecord(p.state)
@@ -439,7 +445,13 @@ func (p *ForwardingPlan) Apply() error {
 }
 
 // Close lets others plan.
-func (p *ForwardingPlan) Close() error { return p.mutex.Close() }
+func (p *ForwardingPlan) Close() error {
+	err := p.mutex.Close()
+	if p.live != nil {
+		err = errors.Join(err, p.live.Close())
+	}
+	return err
+}
 
 // routes are where a family's packets may go by the routing tables.
 type routes struct {

@@ -144,6 +144,23 @@ func TestWhatAKilledRunLeftIsPutBack(t *testing.T) {
 	require.Empty(t, heal(t, host, state))
 }
 
+// Nobody heals between the record and the change.
+func TestAPlanIsFinishedAlthoughItsHolderWasKilled(t *testing.T) {
+	host, state := aHost(t), t.TempDir()
+	a := hold(t, state)
+	var p *ForwardingPlan
+	require.NoError(t, host.Do(func() (err error) { p, err = PlanForwarding(state); return err }))
+	require.NoError(t, p.rec.write(state))
+	require.NoError(t, a.live.Close())
+	require.Empty(t, heal(t, host, state))
+	require.FileExists(t, recordPath(state))
+	require.NoError(t, host.Do(p.Apply))
+	require.NoError(t, p.Close())
+	require.Equal(t, "1", setting(t, host, upForwards))
+	require.NotEmpty(t, heal(t, host, state))
+	require.Equal(t, "0", setting(t, host, upForwards))
+}
+
 func TestForwardingOfOthersStays(t *testing.T) {
 	t.Run("on before", func(t *testing.T) {
 		host, state := aHost(t), t.TempDir()

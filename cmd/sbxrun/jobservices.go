@@ -250,11 +250,20 @@ func (s *jobService) run(ctx context.Context, plan *runtime.Plan, ready *netns.R
 func (s *jobService) await(ctx context.Context, ns *os.File, ready *netns.Ready) error {
 	limit := time.NewTimer(s.timeout)
 	defer limit.Stop()
+	check, cancel := context.WithTimeout(ctx, s.timeout) // a check may hang
+	defer cancel()
+	go func() {
+		select {
+		case <-s.ended:
+			cancel()
+		case <-check.Done():
+		}
+	}()
 	fail := func(why string) error {
 		return &runtime.Error{Op: "start service", Object: s.name, Stage: "services", Err: errors.New(why), Hint: s.log.hint()}
 	}
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		ok, err := s.isReady(ctx, ns, ready)
+		ok, err := s.isReady(check, ns, ready)
 		if err != nil {
 			return fail(err.Error())
 		}
@@ -320,7 +329,9 @@ func accepts(ns *os.File, port int) (ok bool, err error) {
 			if err != nil {
 				continue // a host without IPv6
 			}
-			ok = ok || unix.Connect(s, to) == nil // on lo it is answered at once
+			// On lo it is answered at once, unless the server's backlog is full.
+			_ = unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &unix.Timeval{Usec: 200_000})
+			ok = ok || unix.Connect(s, to) == nil
 			unix.Close(s)
 		}
 		return nil

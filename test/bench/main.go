@@ -62,7 +62,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fs.StringVar(&o.json, "json", "build/bench/bench.json", "write the numbers to this file")
 	fs.StringVar(&o.svg, "svg", "docs/bench.svg", "write the picture to this file")
 	fs.StringVar(&o.sbxrun, "sbxrun", "bin/sbxrun", "the sbxrun to measure")
-	fs.StringVar(&o.source, "c", "test/bench/c", "directory of floor.c and timer.c")
+	fs.StringVar(&o.source, "c", "test/bench/c", "directory of floor.c, timer.c and net.c")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
@@ -136,6 +136,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if o.only.MatchString("network") {
 		say("%d rounds of the network modes", o.rounds)
 		if r.Networks, err = w.networks(ctx, o.rounds); err != nil {
+			return err
+		}
+	}
+	if o.only.MatchString("traffic") {
+		n := min(max(o.rounds/20, 3), 5)
+		say("%d rounds of traffic through the network modes", n)
+		if r.Traffic, err = w.traffic(ctx, n, o.rateMS*3/4); err != nil {
 			return err
 		}
 	}

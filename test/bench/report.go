@@ -25,6 +25,7 @@ type Report struct {
 	Paced         []LaunchRow   `json:"paced,omitempty"` // 250 ms apart; cgroup v1 only
 	Features      []FeatureRow  `json:"features"`
 	Networks      []NetworkRow  `json:"networks,omitempty"`
+	Traffic       []TrafficRow  `json:"traffic,omitempty"`
 	Throughput    []RateRow     `json:"throughput"`
 	Resident      []ResidentRow `json:"resident"`
 	Python        []PythonRow   `json:"python,omitempty"`
@@ -69,6 +70,29 @@ type NetworkRow struct {
 	MoreUS   *float64 `json:"more_us"` // than the first mode, of the medians
 	Failures int      `json:"failures"`
 	Failed   string   `json:"failed,omitempty"`
+}
+
+// Spread is of one value a round.
+type Spread struct {
+	Samples int     `json:"samples"`
+	Min     float64 `json:"min"`
+	Median  float64 `json:"median"`
+	Max     float64 `json:"max"`
+}
+
+// TrafficRow is one way from a client to a server. A ratio is the median of the
+// rounds' ratios to the row that Against names.
+type TrafficRow struct {
+	Way           string   `json:"way"`
+	Gbit          *Spread  `json:"gbit_per_second"`     // one stream, to the client
+	TripUS        *Spread  `json:"round_trip_us"`       // of the rounds' medians
+	Connects      *Spread  `json:"connects_per_second"` // one after the other, each with a round trip
+	Against       string   `json:"against,omitempty"`
+	Aim           *float64 `json:"aim,omitempty"` // of GbitRatio, at least
+	GbitRatio     *float64 `json:"gbit_ratio,omitempty"`
+	TripRatio     *float64 `json:"round_trip_ratio,omitempty"`
+	ConnectsRatio *float64 `json:"connects_ratio,omitempty"`
+	Failed        string   `json:"failed,omitempty"`
 }
 
 // RateRow is a throughput.
@@ -177,6 +201,26 @@ func (r *Report) print(out io.Writer) error {
 				more += fmt.Sprintf(" (%d launches failed)", row.Failures)
 			}
 			line(row.Mode, ms(s.MinUS), ms(s.MedianUS), ms(s.P99US), ms(s.CPUUS), more)
+		}
+		below()
+	}
+	if len(r.Traffic) > 0 {
+		section("Traffic by network mode: one TCP stream to the client, round trips of a byte, connections with one round trip each")
+		line("", "Gbit/s", "min", "max", "ratio", "aim", "trip µs", "min", "ratio", "connects/s", "max", "ratio", "ratios are to")
+		number := func(format string, v *float64) string {
+			if v == nil {
+				return ""
+			}
+			return fmt.Sprintf(format, *v)
+		}
+		for _, row := range r.Traffic {
+			g, l, c := row.Gbit, row.TripUS, row.Connects
+			if g == nil || l == nil || c == nil {
+				failed = append(failed, row.Way+": "+row.Failed)
+				continue
+			}
+			line(row.Way, number("%.2f", &g.Median), number("%.2f", &g.Min), number("%.2f", &g.Max), number("%.2f", row.GbitRatio), number("%.1f", row.Aim), number("%.1f", &l.Median), number("%.1f", &l.Min), number("%.2f", row.TripRatio),
+				number("%.0f", &c.Median), number("%.0f", &c.Max), number("%.2f", row.ConnectsRatio), row.Against)
 		}
 		below()
 	}

@@ -61,10 +61,12 @@ func TestServicesThatDoNotComeUpEndTheRun(t *testing.T) {
 	need.Python(t)
 	s := harness.New(t)
 	for name, c := range map[string]struct{ table, says, hint string }{
-		"ends":      {`command = ["sh", "-c", "echo no room; exit 3"]` + "\nready = 8000", "it ended before it was ready (exit, exit code 3)", "no room"},
-		"not found": {`command = ["no-such-command"]` + "\nready = 8000", "no such file or directory", "it wrote nothing"},
-		"silent":    {`command = ["sleep", "60"]` + "\nready = 8000\nready_timeout = '300ms'", "not ready after 300ms", "it wrote nothing"},
-		"no check":  {webServer + `ready = ["no-such-command"]`, "no-such-command", ""},
+		"ends":          {`command = ["sh", "-c", "echo no room; exit 3"]` + "\nready = 8000", "it ended before it was ready (exit, exit code 3)", "no room"},
+		"not found":     {`command = ["no-such-command"]` + "\nready = 8000", "no such file or directory", "it wrote nothing"},
+		"silent":        {`command = ["sleep", "60"]` + "\nready = 8000\nready_timeout = '300ms'", "not ready after 300ms", "it wrote nothing"},
+		"no check":      {webServer + `ready = ["no-such-command"]`, "no-such-command", ""},
+		"check hangs":   {`command = ["sleep", "60"]` + "\nready = ['sleep', '50']\nready_timeout = '300ms'", "not ready after 300ms", "it wrote nothing"},
+		"ends in check": {`command = ["sleep", "1"]` + "\nready = ['sleep', '50']", "it ended before it was ready", "it wrote nothing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := s.Run("-q", "-f", settings(t, "[services.db]\n"+c.table+"\n"), "--", "echo", "started")
