@@ -169,15 +169,17 @@ func TestKillLeavesNothing(t *testing.T) {
 			require.Empty(t, s.Leaks())
 		})
 	}
-	t.Run("and the next run heals too", func(t *testing.T) {
-		r := start(t, s, "--network", "full", "--", "sh", "-c", "echo up; cat")
-		require.Equal(t, "up", r.stdout.next(t))
-		require.NotEqual(t, before, hostState(t, w))
-		r.kill(t)
-		o := s.Run("--network", "full", "--", "true")
-		require.Equal(t, 0, o.Code, o)
-		eventually(t, before, func() []string { return hostState(t, w) })
-	})
+	for _, heal := range [][]string{{"gc"}, {"run", "--network", "full", "--", "true"}, {"run", "--", "true"}} {
+		t.Run("healed by "+strings.Join(heal, " "), func(t *testing.T) {
+			r := start(t, s, "--network", "full", "-p", "0:80", "--", "sh", "-c", "echo up; cat")
+			require.Equal(t, "up", r.stdout.next(t))
+			require.Contains(t, hostState(t, w), "net/ipv4/conf/uplink0/forwarding 1")
+			r.kill(t)
+			o := s.Do(heal...)
+			require.Equal(t, 0, o.Code, o)
+			eventually(t, before, func() []string { return hostState(t, w) })
+		})
+	}
 }
 
 func (r *running) kill(t *testing.T) {
