@@ -210,3 +210,31 @@ func TestJoinedNetworks(t *testing.T) {
 		attackAll(t, s, []string{"--network", path}, []attack{{"one", `r = hello("198.51.100.10", 80)`, "one"}, {"a route", refusedByTheKernel[8].code, "EPERM"}})
 	})
 }
+
+// A UNIX socket that a killed run left is replaced; what is no such thing stays.
+func TestExposedSocketsOfTheDead(t *testing.T) {
+	s := sbx0(t)
+	w := newWorld(t, s)
+	dir := t.TempDir()
+	sock, file := filepath.Join(dir, "job.sock"), filepath.Join(dir, "file")
+	args := []string{"--expose-unix", sock + ":81", "--", "python3", "-c", serversOnLoopback}
+	r := start(t, s, args...)
+	require.Equal(t, "up", r.stdout.next(t))
+	busy := s.Do("run", "--expose-unix", sock+":81", "--", "true")
+	require.Equal(t, 125, busy.Code)
+	require.Equal(t, "sbxrun: set up network: expose UNIX socket \""+sock+"\": address already in use\nhint: a program listens on it; choose another path\n", string(busy.Stderr))
+	require.Equal(t, "3", talk(t, w, "unix", sock, "abc"))
+	r.kill(t)
+	eventually(t, 0, func() int { return len(helpers(t, w)) })
+	require.FileExists(t, sock)
+
+	r = start(t, s, args...)
+	require.Equal(t, "up", r.stdout.next(t))
+	require.Equal(t, "3", talk(t, w, "unix", sock, "abc"))
+	require.Equal(t, 0, r.wait().Code)
+	require.NoFileExists(t, sock)
+
+	require.NoError(t, os.WriteFile(file, []byte("mine"), 0o600))
+	require.Equal(t, 125, s.Do("run", "--expose-unix", file+":81", "--", "true").Code)
+	require.Equal(t, "mine", readFile(t, file))
+}
