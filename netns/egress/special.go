@@ -50,9 +50,11 @@ func inner(ip netip.Addr) netip.Addr {
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
 // reserved has, besides shared and reserved ranges, those in which another
-// address hides (local NAT64, 6to4, Teredo, IPv4-compatible) and our own.
+// address hides (local NAT64, 6to4, Teredo, IPv4-compatible), our own, and
+// Azure's host (WireServer), which is at a public address.
 var reserved = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("168.63.129.16/32"),
 	netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("240.0.0.0/4"),
 	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/32"), netip.MustParsePrefix("2002::/16"),
 	netip.MustParsePrefix("2001::/32"), netip.MustParsePrefix("2001:2::/48"), netip.MustParsePrefix("fec0::/10"),

@@ -217,3 +217,10 @@ func TestNameServersAreReachable(t *testing.T) {
 		require.Equal(t, refused, ask(t, box, "tcp", a, "80"))
 	}
 }
+
+func TestMetadataServicesAreNeverReached(t *testing.T) {
+	for _, a := range []string{"169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254", "64:ff9b::a9fe:a9fe"} {
+		require.True(t, neverReached(netip.MustParseAddr(a)), a)
+	}
+	require.False(t, neverReached(netip.MustParseAddr("168.63.129.17")))
+}

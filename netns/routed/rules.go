@@ -31,7 +31,7 @@ const (
 	tableName = "sbxrun"
 	// version is part of the guard set's name, by which the table is found to be
 	// current. Raise it with every change of the rules.
-	version   = "2"
+	version   = "3"
 	guardName = "guarded_v" + version
 )
 
@@ -187,7 +187,7 @@ func (r *ruleset) set(s *nftables.Set, elems []nftables.SetElement) {
 // no single machine, and the clouds' metadata services.
 var (
 	never4 = []string{
-		"0.0.0.0/8", "100.100.100.200/32", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3",
+		"0.0.0.0/8", "100.100.100.200/32", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "192.0.0.192/32", "224.0.0.0/3",
 	}
 	never6 = []string{
 		"::/127", "::ffff:0:0/96", "64:ff9b::a9fe:0/112", "fd00:ec2::254/128", "fd20:ce::254/128", "fe80::/10", "ff00::/8",
