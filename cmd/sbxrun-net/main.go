@@ -87,6 +87,9 @@ func hintOf(err error) string {
 	return ""
 }
 
+// endTimeout is longer than sbxrun waits for the figures.
+const endTimeout = 10 * time.Second
+
 // maxRequestBytes bounds what is read of a request: 64 KiB hold a thousand rules.
 const maxRequestBytes = 1 << 20
 
@@ -110,6 +113,8 @@ func serve() int {
 	if s.ready.Serving {
 		_, _ = io.Copy(io.Discard, control)
 	}
+	// A log that does not take what is written must not keep us: sbxrun may be gone.
+	time.AfterFunc(endTimeout, func() { os.Exit(1) })
 	if err := s.close(); err != nil {
 		_ = lines.Encode(netns.Reply{Error: err.Error()})
 		return 1
@@ -162,7 +167,7 @@ func open(req netns.Request, ns *netns.NS) (s *server, err error) {
 	s = &server{}
 	if req.Log {
 		unix.CloseOnExec(netns.LogFD)
-		s.ledger.log = json.NewEncoder(os.NewFile(netns.LogFD, "net-log"))
+		s.ledger.log = os.NewFile(netns.LogFD, "net-log")
 	}
 	if err := ns.Do(openToUsers); err != nil {
 		return nil, err
@@ -311,7 +316,8 @@ func (s *server) stats() netns.Stats {
 // ledger counts decisions, and writes each down where that was asked for.
 type ledger struct {
 	mu      sync.Mutex
-	log     *json.Encoder
+	log     io.Writer
+	torn    bool // the log ends in the middle of a line
 	index   map[netns.Decision]int
 	tallies []netns.Tally
 	omitted int64
@@ -324,7 +330,7 @@ func (l *ledger) note(d netns.Decision) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.log != nil {
-		_ = l.log.Encode(d) // a full disk is no reason to end what is served
+		l.write(d)
 	}
 	same := d
 	same.Time = time.Time{}
@@ -341,4 +347,21 @@ func (l *ledger) note(d netns.Decision) {
 	}
 	l.index[same] = len(l.tallies)
 	l.tallies = append(l.tallies, netns.Tally{Decision: d, Count: 1})
+}
+
+// write writes a line. A full disk is no reason to end what is served, nor to
+// write nothing when there is room again.
+func (l *ledger) write(d netns.Decision) {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return
+	}
+	b = append(b, '\n')
+	if l.torn {
+		b = append([]byte{'\n'}, b...)
+	}
+	n, err := l.log.Write(b)
+	if n > 0 {
+		l.torn = err != nil
+	}
 }
