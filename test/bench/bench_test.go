@@ -116,6 +116,11 @@ func report() *Report {
 			{Name: "sbxrun", Sandboxes: 20, PssKB: &pss, Processes: &processes, Observed: &Observed{Namespaces: []string{"user"}, Filter: true}},
 			{Name: "docker", Sandboxes: 20, Failed: "no daemon"},
 		},
+		Traffic: trafficRows([]*way{
+			{name: loopbackName, gbit: []float64{20, 10}, tripUS: []float64{10, 20}, connects: []float64{1000, 1000}},
+			{name: "egress", against: loopbackName, aim: 0.6, gbit: []float64{12, 8}, tripUS: []float64{20, 50}, connects: []float64{100, 200}},
+			{name: "pasta", against: loopbackName, failed: "not here"},
+		}),
 		Python: []PythonRow{{Name: "pass", Bare: &Stats{Launches: 1, MedianUS: 9000}}},
 		Notes:  []string{"a note"},
 	}
@@ -165,7 +170,7 @@ func TestJSONKeepsItsSchema(t *testing.T) {
 	require.NoError(t, err)
 	var top map[string]any
 	require.NoError(t, json.Unmarshal(b, &top))
-	require.Equal(t, "cgroup_mode cpus features kernel launch launches load_average notes paced python resident schema_version throughput", keys(top))
+	require.Equal(t, "cgroup_mode cpus features kernel launch launches load_average notes paced python resident schema_version throughput traffic", keys(top))
 	launch := top["launch"].([]any)
 	require.Equal(t, "failures lacks name own ratio_to_bwrap stats", keys(launch[0]))
 	require.Equal(t, "cpu_us launches median_us min_us p99_us", keys(launch[0].(map[string]any)["stats"]))
@@ -173,6 +178,10 @@ func TestJSONKeepsItsSchema(t *testing.T) {
 	require.Nil(t, launch[2].(map[string]any)["stats"], "what was not measured is null")
 	require.Equal(t, "cpu_us median_us min_us name with without", keys(top["features"].([]any)[0]))
 	require.Equal(t, "failures name parallel per_second", keys(top["throughput"].([]any)[0]))
+	traffic := top["traffic"].([]any)
+	require.Equal(t, "against aim connects_per_second connects_ratio gbit_per_second gbit_ratio round_trip_ratio round_trip_us way", keys(traffic[1]))
+	require.Equal(t, "max median min samples", keys(traffic[1].(map[string]any)["gbit_per_second"]))
+	require.Nil(t, traffic[2].(map[string]any)["gbit_per_second"], "what was not measured is null")
 	resident := top["resident"].([]any)
 	require.Equal(t, "name observed processes pss_kb sandboxes", keys(resident[0]))
 	require.Equal(t, "capabilities filter host_root namespaces no_new_privs", keys(resident[0].(map[string]any)["observed"]))
@@ -195,6 +204,8 @@ func TestTableSaysWhatFailed(t *testing.T) {
 		"\ndocker failed: no <daemon> & co\n",
 		"bwrap, host's root  4.00  4.00    4.00  2.00  1.00      limits",
 		"150 (1 failed)",
+		"\negress         8.00    8.00   12.00  0.60   0.6  20.0     20.0  2.00   100         200   0.10   host loopback\n",
+		"\npasta: not here\n",
 		"\ndocker failed: no daemon\n",
 		"1 of 8",
 		"- a note",
@@ -272,4 +283,21 @@ func TestNetworkModesAreComparedWithTheFirst(t *testing.T) {
 	require.Equal(t, 500.0, *rows[1].MoreUS)
 	require.Equal(t, 1, rows[1].Failures)
 	require.Equal(t, NetworkRow{Mode: "full", Failed: "no veth"}, rows[2])
+}
+
+// A machine that is slow for a round is so for both sides of a ratio.
+func TestTrafficIsComparedRoundByRound(t *testing.T) {
+	require.Nil(t, ratio(nil, nil))
+	require.Nil(t, ratio([]float64{1, 2}, []float64{1}), "one of them failed half-way")
+	require.Equal(t, 0.5, *ratio([]float64{5, 1, 4}, []float64{10, 2, 4}))
+}
+
+func TestAnswersAreChecked(t *testing.T) {
+	got, err := parseAnswer("620104282 200031001")
+	require.NoError(t, err)
+	require.Equal(t, []float64{620104282, 200031001}, got)
+	for _, bad := range []string{"", "1 x", "17 18 error round trip: Connection reset by peer"} {
+		_, err := parseAnswer(bad)
+		require.Error(t, err, bad)
+	}
 }

@@ -58,6 +58,7 @@ var notes = []string{
 	"The C floor makes the direct engine's system calls, but plans, probes, checks and reports nothing.",
 	"crun, runc and youki: user namespace, all namespaces, sbxrun's filter as a profile for three architectures (precompiled: for one), limits of memory, processes and CPU, masked paths, no capabilities, no_new_privs.",
 	"Before each launch of the rounds the timer waits, at most 20 ms, until nothing else is runnable; launches per second are without that.",
+	"Traffic: all clients and servers are one C program, in namespaces made for it (docker's: on its own bridge); sandboxes have all CPUs. Loopback and veth hop have no rules and no connection tracking. A ratio is the median of the rounds' ratios, so of what ran at nearly the same time.",
 	"Python in the sandbox has one CPU (--cpus 1, the default) or, in the last columns, all of them, as the bare venv has; all read the same files, byte-compiled.",
 }
 
