@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,10 +31,14 @@ type network struct {
 	*Helper    // nil where the namespace is all that is needed
 	ready      *netns.Ready
 	stopping   bool
-	sockets    []string // UNIX sockets of the host's that the helper made
+	sockets    []hostSocket
+	helperCPU  time.Duration
 	stats      *netns.Stats
 	err        error // why there are no stats
 }
+
+// maxReplyBytes is more than the helper ever says: it may have been taken over.
+const maxReplyBytes = 8 << 20
 
 // Helper is an sbxrun-net that starts, or waits to be asked.
 type Helper struct {
@@ -62,17 +68,25 @@ func (h *Helper) Close() {
 	h.wait()
 }
 
-func (h *Helper) wait() {
+// wait gives the CPU time that it took.
+func (h *Helper) wait() time.Duration {
+	var u unix.Rusage
 	for {
-		if _, err := unix.Wait4(h.pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
-			return
+		if _, err := unix.Wait4(h.pid, nil, 0, &u); !errors.Is(err, unix.EINTR) {
+			return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 		}
 	}
 }
 
 // helperID is the id, in the sandbox's own range, that the helper goes on as:
 // nothing else of the host or of another sandbox has it.
-const helperID = 65533
+func (p *Plan) helperID() uint32 {
+	id := uint32(65533)
+	for id == p.UID || id == p.GID {
+		id--
+	}
+	return id
+}
 
 // helped says whether the plan's network takes sbxrun-net.
 func (p *Plan) helped() bool {
@@ -82,7 +96,7 @@ func (p *Plan) helped() bool {
 func (s *sandbox) openNetwork() error {
 	p := s.plan
 	switch {
-	case p.helped() || s.io.BeforeStart != nil && p.Network == netns.ModeNone:
+	case p.helped() || s.io.Beside != nil && p.Network == netns.ModeNone:
 		return s.makeNetwork()
 	case strings.HasPrefix(p.Network, "ns:"):
 		return s.joinNetwork(strings.TrimPrefix(p.Network, "ns:"), s.io.Joined)
@@ -159,9 +173,11 @@ func (s *sandbox) makeNetwork() (err error) {
 		}
 	}
 	if !p.helped() {
-		n.ns, err = netns.New()
+		if n.ns, err = netns.New(); err == nil {
+			err = n.ns.OpenToUsers()
+		}
 	} else {
-		req := netns.Request{Mode: p.Network, ID: s.id, Slot: s.slot.n, State: stageDir, Log: s.io.NetLog != nil, DropTo: s.slot.idBase() + helperID}
+		req := netns.Request{Mode: p.Network, ID: s.id, Slot: s.slot.n, State: stageDir, Log: s.io.NetLog != nil, DropTo: s.slot.idBase() + p.helperID()}
 		if p.Net != nil {
 			req.Options = *p.Net
 		}
@@ -172,10 +188,13 @@ func (s *sandbox) makeNetwork() (err error) {
 		n.ns, err = netns.New()
 		started := h.started
 		h.started = nil // it is ours to end
-		if serr := <-started; serr != nil || err != nil {
+		serr := <-started
+		if serr == nil {
+			n.Helper = h
+		}
+		if serr != nil || err != nil {
 			return errors.Join(serr, err)
 		}
-		n.Helper = h
 		err = n.ask(req)
 	}
 	if err != nil {
@@ -217,7 +236,7 @@ func (n *Helper) start(netLog *os.File) error {
 	}
 	_ = unix.SetNonblock(fds[0], true)
 	n.control = os.NewFile(uintptr(fds[0]), "sbxrun-net")
-	n.replies = json.NewDecoder(n.control)
+	n.replies = json.NewDecoder(io.LimitReader(n.control, maxReplyBytes))
 	return nil
 }
 
@@ -278,7 +297,7 @@ func (s *sandbox) awaitNetwork() error {
 	if n == nil || n.Helper == nil || n.ready != nil {
 		return nil
 	}
-	_ = n.control.SetReadDeadline(time.Now().Add(time.Minute))
+	_ = n.control.SetReadDeadline(time.Now().Add(20 * time.Second))
 	r, err := n.next()
 	if err != nil {
 		return err
@@ -289,8 +308,15 @@ func (s *sandbox) awaitNetwork() error {
 	n.ready = r.Ready
 	if s.plan.Net != nil {
 		for _, x := range s.plan.Net.ExposeUnix {
-			n.sockets = append(n.sockets, x.Path)
+			sock, err := noteSocket(x.Path)
+			if err != nil {
+				return fmt.Errorf("expose UNIX socket %q: %w", x.Path, err)
+			}
+			n.sockets = append(n.sockets, sock)
 		}
+	}
+	if !r.Ready.Serving { // it has ended
+		n.stop()
 	}
 	if r.Ready.Resolv != "" {
 		if err := s.slot.share(r.Ready); err != nil {
@@ -305,6 +331,39 @@ func (s *sandbox) awaitNetwork() error {
 		s.status1(map[string]any{"event": "published", "id": s.id, "port": p})
 	}
 	return nil
+}
+
+// hostSocket is a UNIX socket of the host's that the helper made. The job may be
+// able to change the path (a volume): it is removed from the directory that it
+// was made in, and only if it is still the same.
+type hostSocket struct {
+	dir      *os.File
+	name     string
+	dev, ino uint64
+}
+
+func noteSocket(path string) (s hostSocket, err error) {
+	fd, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return s, err
+	}
+	s = hostSocket{dir: os.NewFile(uintptr(fd), filepath.Dir(path)), name: filepath.Base(path)}
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, s.name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return s, errors.Join(err, s.dir.Close())
+	}
+	s.dev, s.ino = st.Dev, st.Ino
+	return s, nil
+}
+
+func (s hostSocket) remove() error {
+	defer s.dir.Close()
+	var st unix.Stat_t
+	fd := int(s.dir.Fd())
+	if unix.Fstatat(fd, s.name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Dev != s.dev || st.Ino != s.ino {
+		return nil
+	}
+	return unix.Unlinkat(fd, s.name, 0)
 }
 
 // networkSeeds are the files of the root that the network decides.
@@ -340,14 +399,14 @@ func (s *sandbox) networkEnv() (env []string) {
 	set := map[string]bool{}
 	for _, kv := range s.plan.Env {
 		k, _, _ := strings.Cut(string(kv), "=")
-		set[k] = true
+		set[strings.ToUpper(k)] = true // programs differ in which case they read
 	}
 	for _, kv := range s.net.ready.Env {
 		k, _, _ := strings.Cut(kv, "=")
 		if strings.EqualFold(k, "NO_PROXY") {
 			kv = strings.Join(append([]string{kv}, s.plan.Aliases...), ",")
 		}
-		if !set[k] {
+		if !set[strings.ToUpper(k)] {
 			env = append(env, kv)
 		}
 	}
@@ -383,17 +442,15 @@ func (n *network) stop() {
 	if n.stats == nil {
 		_ = unix.Kill(n.pid, unix.SIGKILL)
 	}
-	n.wait()
+	n.helperCPU = n.wait()
 	n.Helper = nil
 }
 
 func (n *network) close() error {
 	n.stop()
 	var errs []error
-	for _, path := range n.sockets {
-		if st, err := os.Lstat(path); err == nil && st.Mode().Type() == os.ModeSocket {
-			errs = append(errs, os.Remove(path))
-		}
+	for _, x := range n.sockets {
+		errs = append(errs, x.remove())
 	}
 	n.sockets = nil
 	if n.ns != nil {
@@ -430,12 +487,13 @@ func (s *sandbox) measureNetwork() {
 	if n.ns == nil { // joined: the figures are another's
 		return
 	}
-	out := &ResultNetwork{Mode: p.Network}
+	out := &ResultNetwork{Mode: p.Network, HelperCPUMS: float64(n.helperCPU.Microseconds()) / 1000}
 	if n.ready != nil {
 		out.Addresses, out.Ports = n.ready.Addresses, n.ready.Ports
 	}
 	if n.err != nil {
-		r.Notes = append(r.Notes, "the network helper ended before the sandbox: "+n.err.Error())
+		r.Notes = append(r.Notes, "the network helper ended before the sandbox, which had no network then: "+n.err.Error())
+		r.Degraded = append(r.Degraded, "network-record")
 	}
 	if st := n.stats; st != nil {
 		out.Stats = st
@@ -606,10 +664,12 @@ func networkText(mode string, o *netns.Options) string {
 	return strings.Join(parts, "; ")
 }
 
-// beforeStart lets the caller start what shares the network.
+// beforeStart lets the caller start what shares the network, and stop it while
+// that is there.
 func (s *sandbox) beforeStart() error {
+	s.push(func() error { s.io.Beside.Stop(); return nil })
 	if err := s.awaitNetwork(); err != nil {
 		return err
 	}
-	return s.io.BeforeStart(s.files.NetNS, s.net.ready)
+	return s.io.Beside.Start(s.files.NetNS, s.net.ready)
 }

@@ -48,11 +48,20 @@ type IO struct {
 	Helper *Helper
 	// NetworkReady is told, before the command starts, what the helper set up; nil is nobody.
 	NetworkReady func(*netns.Ready)
-	// BeforeStart runs when the network is there and before pid 1 makes anything
-	// of the command: what shares the namespace is started by it. nil is nothing.
-	BeforeStart func(netNS *os.File, ready *netns.Ready) error
+	// Beside is what shares the sandbox's network namespace; nil is nothing.
+	Beside Beside
+	// Started is told when the command has started; nil is nobody.
+	Started func()
 	// Joined is what was said of the namespace that is joined (ns:PATH); nil is nothing.
 	Joined *netns.Ready
+}
+
+// Beside is started when the network is there, before pid 1 makes anything of the
+// command, and stopped when the command has ended, while the network still is.
+// Stop may be called again, and without Start.
+type Beside interface {
+	Start(netNS *os.File, ready *netns.Ready) error
+	Stop()
 }
 
 // stageDir is covered by a tmpfs in each supervisor's private mount namespace.
@@ -201,7 +210,7 @@ func (s *sandbox) launch() error {
 		early.f = s.awaitNetwork
 	}
 	services := verb{"services", "start services", nil}
-	if s.io.BeforeStart != nil {
+	if s.io.Beside != nil {
 		services.f = s.beforeStart
 	}
 	for _, v := range []verb{

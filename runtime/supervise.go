@@ -93,8 +93,16 @@ func (s *sandbox) supervise(ctx context.Context) error {
 	s.status1(map[string]any{"event": "started", "id": s.id, "pid": s.pid})
 	s.io.Service.Started("sandbox " + s.id + " runs " + string(s.plan.Argv[0]))
 
+	if s.io.Started != nil {
+		s.io.Started()
+	}
+
 	o := s.wait(ctx, msgs, gone, limit)
 
+	if s.io.Beside != nil {
+		_ = s.reap()
+		s.io.Beside.Stop()
+	}
 	s.net.askStop() // beside the kernel's taking down
 	// Everything inside is dead once pid 1 is reaped; only now are the
 	// counters final and is it safe to look at what was left.

@@ -11,10 +11,10 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -169,7 +169,7 @@ func open(req netns.Request, ns *netns.NS) (s *server, err error) {
 		unix.CloseOnExec(netns.LogFD)
 		s.ledger.log = os.NewFile(netns.LogFD, "net-log")
 	}
-	if err := ns.Do(openToUsers); err != nil {
+	if err := ns.OpenToUsers(); err != nil {
 		return nil, err
 	}
 	switch req.Mode {
@@ -215,62 +215,6 @@ func open(req netns.Request, ns *netns.NS) (s *server, err error) {
 	return s, drop(req.DropTo)
 }
 
-// openToUsers lets a sandbox, which has no capabilities here, serve on any port
-// and ping, as the default of docker is.
-func openToUsers() error {
-	proc := unix.AT_FDCWD
-	for _, s := range [][2]string{
-		{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
-		{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"},
-	} {
-		err := writeAt(proc, s[0], s[1])
-		if errors.Is(err, unix.EROFS) && proc == unix.AT_FDCWD { // ProtectKernelTunables= of a unit's: that is for the host's
-			if proc, err = procfs(); err != nil {
-				return fmt.Errorf("set up network: %w", err)
-			}
-			defer unix.Close(proc)
-			err = writeAt(proc, s[0], s[1])
-		}
-		if err != nil {
-			return fmt.Errorf("set up network: %w", err)
-		}
-	}
-	return nil
-}
-
-// writeAt writes a file of procfs; with a procfs of our own the path is below it.
-func writeAt(proc int, path, text string) error {
-	if proc != unix.AT_FDCWD {
-		path = strings.TrimPrefix(path, "/proc/")
-	}
-	fd, err := unix.Openat(proc, path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(text)); err != nil {
-		return &os.PathError{Op: "write", Path: path, Err: err}
-	}
-	return nil
-}
-
-// procfs mounts one that nobody else sees.
-func procfs() (int, error) {
-	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("mount procfs: %w", err)
-	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return -1, fmt.Errorf("mount procfs: %w", err)
-	}
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("mount procfs: %w", err)
-	}
-	return fd, nil
-}
-
 // drop gives up all privileges, on every thread: what comes from inside is
 // parsed without them.
 func drop(id uint32) error {
@@ -281,6 +225,12 @@ func drop(id uint32) error {
 	// Package syscall's act on all threads, as the kernel's do not.
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setresgid(n, n, n), syscall.Setresuid(n, n, n)); err != nil {
 		return fmt.Errorf("drop privileges: %w", err)
+	}
+	// The change of ids does this too, unless the caller's securebits say no.
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var none [2]unix.CapUserData
+	if _, _, e := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&none)), 0); e != 0 {
+		return fmt.Errorf("drop privileges: %w", e)
 	}
 	return nil
 }
@@ -316,35 +266,49 @@ func (s *server) stats() netns.Stats {
 // ledger counts decisions, and writes each down where that was asked for.
 type ledger struct {
 	mu      sync.Mutex
-	log     io.Writer
-	torn    bool // the log ends in the middle of a line
 	index   map[netns.Decision]int
 	tallies []netns.Tally
+	room    map[bool]int // used, of allowed ones and of others
 	omitted int64
+
+	logging sync.Mutex // not mu: a log that stalls must not keep the figures
+	log     io.Writer
+	torn    bool // the log ends in the middle of a line
+	written int64
+	full    bool
 }
 
-// maxTallies bounds the report: a job can ask for any number of names.
-const maxTallies = 256
+// A job can ask for any number of names: what is kept is bounded, and what was
+// reached has room of its own, so that refusals cannot push it out.
+const (
+	maxTallies  = 256 // of either kind
+	maxLogBytes = 64 << 20
+)
 
 func (l *ledger) note(d netns.Decision) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	l.tally(d)
 	if l.log != nil {
 		l.write(d)
 	}
+}
+
+func (l *ledger) tally(d netns.Decision) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	same := d
 	same.Time = time.Time{}
 	if l.index == nil {
-		l.index = map[netns.Decision]int{}
+		l.index, l.room = map[netns.Decision]int{}, map[bool]int{}
 	}
 	if i, ok := l.index[same]; ok {
 		l.tallies[i].Count++
 		return
 	}
-	if len(l.tallies) == maxTallies {
+	if l.room[d.Allowed] == maxTallies {
 		l.omitted++
 		return
 	}
+	l.room[d.Allowed]++
 	l.index[same] = len(l.tallies)
 	l.tallies = append(l.tallies, netns.Tally{Decision: d, Count: 1})
 }
@@ -352,6 +316,15 @@ func (l *ledger) note(d netns.Decision) {
 // write writes a line. A full disk is no reason to end what is served, nor to
 // write nothing when there is room again.
 func (l *ledger) write(d netns.Decision) {
+	l.logging.Lock()
+	defer l.logging.Unlock()
+	if l.full {
+		return
+	}
+	if l.written >= maxLogBytes { // --disk does not bound it
+		l.full = true
+		d = netns.Decision{Time: d.Time, Via: "log", Rule: fmt.Sprintf("%d bytes are written: nothing more is", l.written)}
+	}
 	b, err := json.Marshal(d)
 	if err != nil {
 		return
@@ -361,6 +334,7 @@ func (l *ledger) write(d netns.Decision) {
 		b = append([]byte{'\n'}, b...)
 	}
 	n, err := l.log.Write(b)
+	l.written += int64(n)
 	if n > 0 {
 		l.torn = err != nil
 	}

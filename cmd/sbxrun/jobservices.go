@@ -144,6 +144,7 @@ type jobService struct {
 	plan  *runtime.Plan
 	log   *tail
 	took  time.Duration // until it was ready
+	began chan struct{} // its command runs
 	ended chan struct{}
 	res   *runtime.Result
 	err   error
@@ -184,7 +185,7 @@ func newJobServices(sigs *signals, c *command, o *runOptions) (*jobServices, err
 		}
 		plan.Aliases, plan.PassFDs, plan.ListenFDs = o.aliases(), 0, 0 // sockets of the service manager's are the job's
 		plan.Env = slices.DeleteFunc(plan.Env, func(kv runtime.Bytes) bool { return strings.HasPrefix(string(kv), "LISTEN_") })
-		js.all = append(js.all, &jobService{serviceTable: t, plan: plan, log: &tail{}, ended: make(chan struct{})})
+		js.all = append(js.all, &jobService{serviceTable: t, plan: plan, log: &tail{}, began: make(chan struct{}), ended: make(chan struct{})})
 	}
 	return js, nil
 }
@@ -196,9 +197,9 @@ func (o *runOptions) aliases() (names []string) {
 	return names
 }
 
-// start starts all in the job's namespace and waits until each is ready. It is
-// runtime.IO.BeforeStart.
-func (js *jobServices) start(ns *os.File, ready *netns.Ready) error {
+// Start implements runtime.Beside: it starts all in the job's namespace and waits
+// until each is ready.
+func (js *jobServices) Start(ns *os.File, ready *netns.Ready) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	js.cancel = cancel
 	path := fmt.Sprintf("ns:/proc/%d/fd/%d", os.Getpid(), ns.Fd())
@@ -208,7 +209,7 @@ func (js *jobServices) start(ns *os.File, ready *netns.Ready) error {
 		go func() {
 			defer js.wg.Done()
 			defer close(s.ended)
-			s.res, s.err = s.run(ctx, s.plan, ready, s.log)
+			s.res, s.err = s.run(ctx, s.plan, ready, s.log, func() { close(s.began) })
 		}()
 	}
 	return js.sigs.during(func(sctx context.Context) error {
@@ -231,7 +232,7 @@ func (js *jobServices) start(ns *os.File, ready *netns.Ready) error {
 	})
 }
 
-func (s *jobService) run(ctx context.Context, plan *runtime.Plan, ready *netns.Ready, log *tail) (*runtime.Result, error) {
+func (s *jobService) run(ctx context.Context, plan *runtime.Plan, ready *netns.Ready, log *tail, began func()) (*runtime.Result, error) {
 	out, err := newCollector(log)
 	if err != nil {
 		return nil, err
@@ -241,7 +242,7 @@ func (s *jobService) run(ctx context.Context, plan *runtime.Plan, ready *netns.R
 		return nil, err
 	}
 	defer null.Close()
-	res, err := runtime.Run(ctx, plan, runtime.IO{Stdin: null, Stdout: out.w, Stderr: out.w, Joined: ready})
+	res, err := runtime.Run(ctx, plan, runtime.IO{Stdin: null, Stdout: out.w, Stderr: out.w, Joined: ready, Started: began})
 	out.finish()
 	return res, err
 }
@@ -272,6 +273,9 @@ func (s *jobService) await(ctx context.Context, ns *os.File, ready *netns.Ready)
 		}
 		select {
 		case <-s.ended:
+			if ok, err := s.isReady(check, ns, ready); ok && err == nil { // it was, for a moment
+				return nil
+			}
 			why := "it ended before it was ready"
 			switch {
 			case s.err != nil:
@@ -302,13 +306,18 @@ func (s *jobService) isReady(ctx context.Context, ns *os.File, joined *netns.Rea
 		for _, a := range r.command {
 			plan.Argv = append(plan.Argv, runtime.Bytes(a))
 		}
-		res, err := s.run(ctx, &plan, joined, &tail{})
+		res, err := s.run(ctx, &plan, joined, &tail{}, nil)
 		if err != nil && res != nil && res.ExitCode >= 126 { // it will not be found later either
 			return false, fmt.Errorf("its check cannot be run: %w", err)
 		}
 		return err == nil && res.Status == runtime.StatusOK, nil
 	}
-	return true, nil
+	select {
+	case <-s.began:
+		return true, nil
+	default:
+		return false, nil
+	}
 }
 
 // accepts says whether anything accepts connections at a port of the
@@ -339,13 +348,19 @@ func accepts(ns *os.File, port int) (ok bool, err error) {
 	return ok, err
 }
 
-// stop ends all services and gives what is reported of them.
-func (js *jobServices) stop() (out []runtime.ResultService) {
+// Stop implements runtime.Beside.
+func (js *jobServices) Stop() {
+	if js.cancel != nil {
+		js.cancel()
+		js.wg.Wait()
+	}
+}
+
+// report gives what is reported of services that were stopped.
+func (js *jobServices) report() (out []runtime.ResultService) {
 	if js.cancel == nil { // never started
 		return nil
 	}
-	js.cancel()
-	js.wg.Wait()
 	for _, s := range js.all {
 		r := runtime.ResultService{Name: s.name, Log: s.log.String(), ReadyMS: float64(s.took.Microseconds()) / 1000}
 		if s.res != nil {

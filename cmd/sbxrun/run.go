@@ -382,6 +382,9 @@ func (o *runOptions) openNetLog() (*os.File, error) {
 	if o.netLog == "" {
 		return nil, nil
 	}
+	if st, err := os.Stat(o.netLog); err == nil && !st.Mode().IsRegular() {
+		return nil, usage("a pipe that nobody reads would hold the network up", "--net-log %q: not a regular file", o.netLog)
+	}
 	f, err := os.OpenFile(o.netLog, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
 		return nil, usage("give a file in a directory that is there and writable", "--net-log %q: %v", o.netLog, errors.Unwrap(err))
@@ -583,11 +586,11 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 			break
 		}
 		if len(services.all) > 0 {
-			io.BeforeStart = services.start
+			io.Beside = services
 		}
 		res, err = runtime.Run(context.Background(), plan, io)
 		c.ui.Done()
-		res.Services = services.stop()
+		res.Services = services.report()
 		if err != nil && sigs.early != nil { // while services were started
 			res.ExitCode = 128 + int(sigs.early.(unix.Signal))
 		}

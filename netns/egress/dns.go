@@ -27,6 +27,8 @@ const (
 func (e *Egress) serveUDP(c *net.UDPConn) {
 	slots := make(chan struct{}, maxQueries)
 	buf := make([]byte, maxQueryBytes)
+	// What is answered costs this process time that the job's limits do not hold.
+	rate := newBucket(queriesPerSecond, queryBurst)
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(buf)
 		if err != nil {
@@ -35,6 +37,9 @@ func (e *Egress) serveUDP(c *net.UDPConn) {
 			}
 			e.pause()
 			continue
+		}
+		if !rate.try(time.Now()) {
+			continue // as a name server that is busy: the client asks again
 		}
 		select {
 		case slots <- struct{}{}:
@@ -50,6 +55,11 @@ func (e *Egress) serveUDP(c *net.UDPConn) {
 		})
 	}
 }
+
+const (
+	queriesPerSecond = 500
+	queryBurst       = 2000
+)
 
 // serveDNS answers queries that come by TCP, one after the other.
 func (e *Egress) serveDNS(c net.Conn) {

@@ -13,10 +13,12 @@ package publish
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -86,11 +88,16 @@ func Open(_ *netns.NS, in *netns.Inside, ports []netns.Port, unix []netns.UnixPo
 		}
 		taken = append(taken, p)
 	}
+	var placed []string
 	for _, p := range unix {
 		l, err := listenUnix(p)
 		if err != nil {
+			for _, x := range placed {
+				err = errors.Join(err, os.Remove(x)) // ours: served since, and no job runs yet
+			}
 			return nil, nil, f.fail(err)
 		}
+		placed = append(placed, p.Path)
 		f.sockets[l] = struct{}{}
 		to := target{port: p.ContainerPort, rule: fmt.Sprintf("--expose-unix %s:%d", p.Path, p.ContainerPort)}
 		serve = append(serve, func() { f.accept(l, to) })

@@ -238,3 +238,22 @@ func TestExposedSocketsOfTheDead(t *testing.T) {
 	require.Equal(t, 125, s.Do("run", "--expose-unix", file+":81", "--", "true").Code)
 	require.Equal(t, "mine", readFile(t, file))
 }
+
+// A job that can change the path of its UNIX socket has nothing else removed.
+func TestSocketOfAnotherIsNotRemoved(t *testing.T) {
+	s := harness.New(t)
+	dir, other := t.TempDir(), t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "run"), 0o777))
+	require.NoError(t, os.Chmod(dir, 0o777))
+	l, err := net.Listen("unix", filepath.Join(other, "x.sock"))
+	require.NoError(t, err)
+	defer l.Close()
+	o := s.Run("-q", "-v", dir+":/vol", "--expose-unix", filepath.Join(dir, "run", "x.sock")+":80", "--",
+		"sh", "-c", "mv /vol/run /vol/old && ln -s "+other+" /vol/run")
+	require.Equal(t, 0, o.Code, o)
+	require.FileExists(t, filepath.Join(other, "x.sock"))
+	require.NoFileExists(t, filepath.Join(dir, "old", "x.sock"))
+	o = s.Run("-q", "--expose-unix", filepath.Join(dir, "a.sock")+":80", "--expose-unix", "/nonexistent/b.sock:80", "--", "true")
+	require.Equal(t, 125, o.Code, o)
+	require.NoFileExists(t, filepath.Join(dir, "a.sock"))
+}

@@ -171,3 +171,31 @@ disk = "400m"
 	require.Equal(t, "42\n", string(o.Stdout))
 	require.Equal(t, "ok", services(t, o)["db"]["status"], "it was stopped as it wants to be")
 }
+
+// A service is ready when its command runs, not before; and it has the network
+// until it has stopped.
+func TestServicesHaveTheNetworkToTheEnd(t *testing.T) {
+	need.Python(t)
+	s := sbx(t)
+	o := s.Run("-q", "-f", settings(t, "[services.db]\ncommand = ['/nonexistent']\n"), "--", "true")
+	require.Equal(t, 125, o.Code, o)
+	require.Contains(t, o.Report.Message, "it ended before it was ready")
+	file := settings(t, `network = "full"
+[services.last]
+command = ["python3", "-c", """
+import signal, socket, time, os
+def end(*_):
+    time.sleep(0.3)
+    s = socket.create_connection(("198.51.100.10", 80), 5); s.sendall(b"bye\\n"); print(s.recv(100), flush=True); os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("up", flush=True)
+while True: time.sleep(1)"""]
+ready = "log:up"
+`)
+	o = s.Run("-q", "-f", file, "--", "true")
+	require.Equal(t, 0, o.Code, o)
+	require.Contains(t, services(t, o)["last"]["log"], "one bye")
+	file = settings(t, "[services.web]\ncommand = ['python3', '-c', 'import http.server as h; h.HTTPServer((\"127.0.0.1\", 80), h.SimpleHTTPRequestHandler).serve_forever()']\nready = 80\nready_timeout = '30s'\n")
+	o = s.Run("-q", "-f", file, "--", "true")
+	require.Equal(t, 0, o.Code, "a low port without privileges: %v", o)
+}
