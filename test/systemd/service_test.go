@@ -246,3 +246,26 @@ for fd in 3, 4:
 		require.NotContains(t, s.ReadReport(report).Degraded, "network=fd:3")
 	})
 }
+
+// Networks work as units are written: egress and ports where the host's settings
+// are protected, full where they are not.
+func TestNetworksInAUnit(t *testing.T) {
+	for name, c := range map[string]struct {
+		property string
+		flags    []string
+	}{
+		"egress": {"ProtectKernelTunables=yes", []string{"--network", "egress", "-p", "127.0.0.1:0:80"}},
+		"full":   {"ProtectKernelTunables=no", []string{"--network", "full", "--dns", "192.0.2.1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := sbx(t)
+			require.NoError(t, os.MkdirAll(s.State, 0o700)) // ReadWritePaths= wants it
+			require.NoError(t, os.MkdirAll("/run/sbxrun", 0o700))
+			properties := []string{"Type=oneshot", "RemainAfterExit=yes", "Delegate=yes", "NoNewPrivileges=yes", "ProtectSystem=strict", c.property,
+				"ReadWritePaths=" + s.State + " " + s.Root + " /run", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK"}
+			unit, err := transient(t, s, properties, append(c.flags, "--", "sh", "-c", "grep nameserver /etc/resolv.conf")...)
+			require.NoError(t, err, logged(unit))
+			require.Equal(t, "success", show(unit, "Result"), logged(unit))
+		})
+	}
+}
