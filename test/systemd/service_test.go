@@ -261,8 +261,10 @@ func TestNetworksInAUnit(t *testing.T) {
 			s := sbx(t)
 			require.NoError(t, os.MkdirAll(s.State, 0o700)) // ReadWritePaths= wants it
 			require.NoError(t, os.MkdirAll("/run/sbxrun", 0o700))
-			properties := []string{"Type=oneshot", "RemainAfterExit=yes", "Delegate=yes", "NoNewPrivileges=yes", "ProtectSystem=strict", c.property,
-				"ReadWritePaths=" + s.State + " " + s.Root + " /run", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK"}
+			properties := []string{
+				"Type=oneshot", "RemainAfterExit=yes", "Delegate=yes", "NoNewPrivileges=yes", "ProtectSystem=strict", c.property,
+				"ReadWritePaths=" + s.State + " " + s.Root + " /run", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
+			}
 			unit, err := transient(t, s, properties, append(c.flags, "--", "sh", "-c", "grep nameserver /etc/resolv.conf")...)
 			require.NoError(t, err, logged(unit))
 			require.Equal(t, "success", show(unit, "Result"), logged(unit))
