@@ -273,7 +273,7 @@ func TestFullSandboxesAtOnceShareNoAddress(t *testing.T) {
 	keepStage(t, s)
 	before := hostState(t, w)
 	var all []*running
-	for range 40 {
+	for range 200 {
 		all = append(all, start(t, s, "--network", "full", "-m", "32m", "--", "sh", "-c", "echo up; cat"))
 	}
 	for _, r := range all {
@@ -288,7 +288,7 @@ func TestFullSandboxesAtOnceShareNoAddress(t *testing.T) {
 			addresses[a.(string)]++
 		}
 	}
-	require.Len(t, addresses, 80)
+	require.Len(t, addresses, 400)
 	eventually(t, before, func() []string { return hostState(t, w) })
 }
 
