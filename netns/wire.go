@@ -94,10 +94,10 @@ type UnixPort struct {
 
 // Reply is one JSON line of sbxrun-net's: first Ready or Error, at the end Stats.
 type Reply struct {
-	Ready *Ready `json:"ready,omitempty"`
-	Stats *Stats `json:"stats,omitempty"`
-	Error string `json:"error,omitempty"`
-	Hint  string `json:"hint,omitempty"`
+	Ready *Ready   `json:"ready,omitempty"`
+	Stats *Summary `json:"stats,omitempty"`
+	Error string   `json:"error,omitempty"`
+	Hint  string   `json:"hint,omitempty"`
 }
 
 // Ready is that the network is set up.
@@ -130,14 +130,25 @@ type Decision struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Stats are the figures at the end.
+// Stats are the figures of ModeEgress.
 type Stats struct {
 	Connections int64 `json:"connections"`
 	Denied      int64 `json:"denied"`
 	UpBytes     int64 `json:"up_bytes"`   // from the sandbox
 	DownBytes   int64 `json:"down_bytes"` // to the sandbox
-	InBytes     int64 `json:"in_bytes"`   // to published ports
-	OutBytes    int64 `json:"out_bytes"`  // from published ports
+}
+
+// PortStats are the figures of published ports and sockets.
+type PortStats struct {
+	PortConnections int64 `json:"port_connections"` // and UDP clients
+	InBytes         int64 `json:"in_bytes"`         // to published ports
+	OutBytes        int64 `json:"out_bytes"`        // from published ports
+}
+
+// Summary is what was seen until the end: nothing of what was not there to see.
+type Summary struct {
+	*Stats
+	*PortStats
 	// Decisions are the different ones, in order of appearance; more than there is
 	// room for are only counted.
 	Decisions []Tally `json:"decisions,omitempty"`

@@ -5,6 +5,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
 // Error is a failure of sbxrun itself: operation, object, cause, and a hint
@@ -40,9 +42,8 @@ func HintOf(err error) string {
 	if errors.As(err, &e) && e.Hint != "" {
 		return e.Hint
 	}
-	var h interface{ Hint() string }
-	if errors.As(err, &h) && h.Hint() != "" {
-		return h.Hint()
+	if hint := hinted.Of(err); hint != "" {
+		return hint
 	}
 	return causeHint(err)
 }

@@ -33,7 +33,7 @@ type network struct {
 	stopping   bool
 	sockets    []hostSocket
 	helperCPU  time.Duration
-	stats      *netns.Stats
+	stats      *netns.Summary
 	err        error // why there are no stats
 }
 
@@ -467,53 +467,52 @@ func (n *network) close() error {
 // measureNetwork ends what serves the network and fills in its figures.
 func (s *sandbox) measureNetwork() {
 	n, p, r := s.net, s.plan, s.res
-	none := int64(0)
-	switch {
-	case n == nil && p.Network == netns.ModeNone: // lo only: nothing can have crossed
-		r.NetRxBytes, r.NetTxBytes = &none, &none
-	case n == nil:
-		return
+	var rx, tx int64
+	known := p.Network == netns.ModeNone || p.Network == netns.ModeEgress || p.Network == netns.ModeFull
+	if n != nil && n.ns != nil && p.Network == netns.ModeFull { // while the namespace is there
+		in, out, err := n.ns.Counters()
+		rx, tx, known = int64(in), int64(out), err == nil
 	}
-	if n == nil {
-		return
-	}
-	if n.ns != nil && p.Network == netns.ModeFull { // while the namespace is there
-		if rx, tx, err := n.ns.Counters(); err == nil {
-			a, b := int64(rx), int64(tx)
-			r.NetRxBytes, r.NetTxBytes = &a, &b
+	if n != nil && n.ns != nil {
+		n.stop()
+		r.Network = &ResultNetwork{Mode: p.Network, Summary: n.stats}
+		if p.helped() {
+			ms := float64(n.helperCPU.Microseconds()) / 1000
+			r.Network.HelperCPUMS = &ms
 		}
-	}
-	n.stop()
-	if n.ns == nil { // joined: the figures are another's
-		return
-	}
-	out := &ResultNetwork{Mode: p.Network, HelperCPUMS: float64(n.helperCPU.Microseconds()) / 1000}
-	if n.ready != nil {
-		out.Addresses, out.Ports = n.ready.Addresses, n.ready.Ports
-	}
-	if n.err != nil {
-		r.Notes = append(r.Notes, "the network helper ended before the sandbox, which had no network then: "+n.err.Error())
-		r.Degraded = append(r.Degraded, "network-record")
-	}
-	if st := n.stats; st != nil {
-		out.Stats = st
-		rx, tx := st.DownBytes+st.InBytes, st.UpBytes+st.OutBytes
-		if r.NetRxBytes != nil {
-			rx, tx = rx+*r.NetRxBytes, tx+*r.NetTxBytes
+		if n.ready != nil {
+			r.Network.Addresses, r.Network.Ports = n.ready.Addresses, n.ready.Ports
 		}
-		r.NetRxBytes, r.NetTxBytes = &rx, &tx
-		for _, d := range st.Decisions {
-			if !d.Allowed {
-				r.Denials = append(r.Denials, denial(d))
+		if n.err != nil {
+			r.Notes = append(r.Notes, "the network helper ended before the sandbox, which had no network then: "+n.err.Error())
+			r.Degraded = append(r.Degraded, "network-record")
+			known = false
+		}
+		if st := n.stats; st != nil {
+			if st.Stats != nil {
+				rx, tx = rx+st.DownBytes, tx+st.UpBytes
 			}
+			if st.PortStats != nil {
+				rx, tx = rx+st.InBytes, tx+st.OutBytes
+			}
+			r.addDenials(st)
 		}
-		if st.Omitted > 0 {
-			r.Denials = append(r.Denials, fmt.Sprintf("network: %d more decisions, allowed and denied, than there is room for here (--net-log)", st.Omitted))
-		}
-	} else if p.Network == netns.ModeNone && !p.helped() {
-		r.NetRxBytes, r.NetTxBytes = &none, &none
 	}
-	r.Network = out
+	if known { // with lo only nothing can have crossed: that is known too
+		r.NetRxBytes, r.NetTxBytes = &rx, &tx
+	}
+}
+
+// addDenials says what was refused.
+func (r *Result) addDenials(st *netns.Summary) {
+	for _, d := range st.Decisions {
+		if !d.Allowed {
+			r.Denials = append(r.Denials, denial(d))
+		}
+	}
+	if st.Omitted > 0 {
+		r.Denials = append(r.Denials, fmt.Sprintf("network: %d more decisions, allowed and denied, than there is room for here (--net-log)", st.Omitted))
+	}
 }
 
 func denial(d netns.Tally) string {

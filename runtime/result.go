@@ -92,9 +92,10 @@ type ResultNetwork struct {
 	Mode      string       `json:"mode"`
 	Addresses []string     `json:"addresses,omitempty"`
 	Ports     []netns.Port `json:"ports,omitempty"` // with the numbers that were taken
-	*netns.Stats
-	// HelperCPUMS is the CPU time of sbxrun-net, which the sandbox's limits do not hold.
-	HelperCPUMS float64 `json:"helper_cpu_ms"`
+	*netns.Summary
+	// HelperCPUMS is the CPU time of sbxrun-net, which the sandbox's limits do not
+	// hold; nil where there was none.
+	HelperCPUMS *float64 `json:"helper_cpu_ms"`
 }
 
 // ResultService is a service that ran beside the job, in a sandbox of its own.

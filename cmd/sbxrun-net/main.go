@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/netns/egress"
 	"github.com/sbxrun/sbxrun/netns/publish"
@@ -42,7 +43,7 @@ func main() {
 func doctor() int {
 	problems := map[string][][2]string{}
 	if err := tryEgress(); err != nil {
-		problems[netns.ModeEgress] = [][2]string{{err.Error(), hintOf(err)}}
+		problems[netns.ModeEgress] = [][2]string{{err.Error(), hinted.Of(err)}}
 	}
 	for _, p := range routed.Probe() {
 		problems[netns.ModeFull] = append(problems[netns.ModeFull], [2]string{p.What, p.Hint})
@@ -79,14 +80,6 @@ func gc(state string) int {
 	return 0
 }
 
-func hintOf(err error) string {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return h.Hint()
-	}
-	return ""
-}
-
 // endTimeout is longer than sbxrun waits for the figures.
 const endTimeout = 10 * time.Second
 
@@ -104,7 +97,7 @@ func serve() int {
 		s, err = open(req, ns)
 	}
 	if err != nil {
-		_ = lines.Encode(netns.Reply{Error: err.Error(), Hint: hintOf(err)}) // who does not read it is gone
+		_ = lines.Encode(netns.Reply{Error: err.Error(), Hint: hinted.Of(err)}) // who does not read it is gone
 		return 1
 	}
 	if err := lines.Encode(netns.Reply{Ready: &s.ready}); err != nil {
@@ -249,13 +242,14 @@ func (s *server) close() error {
 	return errors.Join(errs...)
 }
 
-func (s *server) stats() netns.Stats {
-	var out netns.Stats
+func (s *server) stats() (out netns.Summary) {
 	if s.egress != nil {
-		out = s.egress.Stats()
+		stats := s.egress.Stats()
+		out.Stats = &stats
 	}
 	if s.ports != nil {
-		_, out.InBytes, out.OutBytes = s.ports.Stats()
+		out.PortStats = &netns.PortStats{}
+		out.PortConnections, out.InBytes, out.OutBytes = s.ports.Stats()
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -209,7 +210,7 @@ func (js *jobServices) Start(ns *os.File, ready *netns.Ready) error {
 		go func() {
 			defer js.wg.Done()
 			defer close(s.ended)
-			s.res, s.err = s.run(ctx, s.plan, ready, s.log, func() { close(s.began) })
+			s.res, s.err = runInto(ctx, s.plan, s.log, runtime.IO{Joined: ready, Started: func() { close(s.began) }})
 		}()
 	}
 	return js.sigs.during(func(sctx context.Context) error {
@@ -230,21 +231,6 @@ func (js *jobServices) Start(ns *os.File, ready *netns.Ready) error {
 		wg.Wait()
 		return errors.Join(errs...)
 	})
-}
-
-func (s *jobService) run(ctx context.Context, plan *runtime.Plan, ready *netns.Ready, log *tail, began func()) (*runtime.Result, error) {
-	out, err := newCollector(log)
-	if err != nil {
-		return nil, err
-	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return nil, err
-	}
-	defer null.Close()
-	res, err := runtime.Run(ctx, plan, runtime.IO{Stdin: null, Stdout: out.w, Stderr: out.w, Joined: ready, Started: began})
-	out.finish()
-	return res, err
 }
 
 // await waits until the service is ready.
@@ -306,7 +292,7 @@ func (s *jobService) isReady(ctx context.Context, ns *os.File, joined *netns.Rea
 		for _, a := range r.command {
 			plan.Argv = append(plan.Argv, runtime.Bytes(a))
 		}
-		res, err := s.run(ctx, &plan, joined, &tail{}, nil)
+		res, err := runInto(ctx, &plan, nil, runtime.IO{Joined: joined})
 		if err != nil && res != nil && res.ExitCode >= 126 { // it will not be found later either
 			return false, fmt.Errorf("its check cannot be run: %w", err)
 		}
@@ -398,7 +384,7 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 func (t *tail) look() {
-	t.seen = t.seen || t.want != "" && strings.Contains(string(t.b), t.want)
+	t.seen = t.seen || t.want != "" && bytes.Contains(t.b, []byte(t.want))
 }
 
 // saw says whether text was written, ever since it was asked for the first time.

@@ -61,18 +61,8 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	if err != nil {
 		return res, err
 	}
-	out, err := newCollector(job.Stdout)
-	if err != nil {
-		return res, err
-	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return res, err
-	}
-	defer null.Close()
 	plan.StopTimeout = 2 * time.Second
-	rr, err := runtime.Run(ctx, plan, runtime.IO{Stdin: null, Stdout: out.w, Stderr: out.w})
-	out.finish()
+	rr, err := runInto(ctx, plan, job.Stdout, runtime.IO{})
 	if err != nil {
 		return res, err
 	}
@@ -84,9 +74,26 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	return res, nil
 }
 
+// runInto runs a plan with no input and all its output in to, which may be nil.
+// The result is nil only where that could not be arranged.
+func runInto(ctx context.Context, plan *runtime.Plan, to io.Writer, io runtime.IO) (*runtime.Result, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	out, err := newCollector(to)
+	if err != nil {
+		return nil, err
+	}
+	defer out.finish()
+	io.Stdin, io.Stdout, io.Stderr = null, out.w, out.w
+	return runtime.Run(ctx, plan, io)
+}
+
 // denied gives the first hosts that a job asked for and that are not allowed.
 func denied(r *runtime.Result) (hosts []string) {
-	if r.Network == nil || r.Network.Stats == nil {
+	if r.Network == nil || r.Network.Summary == nil {
 		return nil
 	}
 	for _, d := range r.Network.Decisions {

@@ -1,6 +1,8 @@
 // Package hinted gives an error the line that says what to do about it.
 package hinted
 
+import "errors"
+
 type hinted struct {
 	err  error
 	hint string
@@ -14,3 +16,12 @@ func (e *hinted) Hint() string  { return e.hint }
 // method that returns hint: commands print it below the error. An empty hint
 // prints nothing. err must not be nil.
 func New(err error, hint string) error { return &hinted{err, hint} }
+
+// Of gives the first hint in err's tree, "" is none.
+func Of(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -214,4 +215,20 @@ func TestEnginesHaveTheSameNetwork(t *testing.T) {
 		askAll(t, s, []string{"--allow", "one.test"}, join(each(tcp, "one.test", "80", "one"), nothing("two.test", "198.51.100.10")))
 		askAll(t, s, []string{"--network", "full"}, join(each("socket udp", "198.51.100.10", "80", "one"), nothing("203.0.113.1", "169.254.169.254")))
 	})
+}
+
+// What a mode does not count is not in its report as a nought.
+func TestReportsTellOnlyWhatWasCounted(t *testing.T) {
+	s := sbx(t)
+	for mode, want := range map[string][]string{"egress": {"connections", "denied", "down_bytes", "up_bytes"}, "full": nil} {
+		o := s.Run("-q", "--network", mode, "--", "true")
+		require.Equal(t, 0, o.Code, o)
+		network := o.Report.All["network"].(map[string]any)
+		for _, figure := range []string{"connections", "denied", "down_bytes", "up_bytes", "port_connections", "in_bytes", "out_bytes"} {
+			_, there := network[figure]
+			require.Equal(t, slices.Contains(want, figure), there, "%s in mode %s: %v", figure, mode, o)
+		}
+		require.NotNil(t, network["helper_cpu_ms"])
+		require.NotNil(t, o.Report.All["net_rx_bytes"])
+	}
 }
