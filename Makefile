@@ -40,9 +40,10 @@ $(init): $(wildcard runtime/pid1/init/*.c runtime/pid1/init/*.h)
 
 init: $(init) ## build runtime/pid1/init.bin, the sandbox's pid 1
 
-build: setup $(init) ## build bin/sbxrun, bin/sbxrun-net (networks; both without cgo) and bin/sbxrun-oci (the libcontainer engine)
+build: setup $(init) ## build bin/sbxrun, bin/sbxrun-net (networks), bin/sbxrun-env (environments; all without cgo) and bin/sbxrun-oci (the libcontainer engine)
 	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/sbxrun ./cmd/sbxrun
 	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS)' -o bin/sbxrun-net ./cmd/sbxrun-net
+	CGO_ENABLED=0 $(GO) build -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/sbxrun-env ./cmd/sbxrun-env
 	CGO_ENABLED=1 $(GO) build -tags seccomp -ldflags '$(LDFLAGS) -X main.version=$(VERSION)' -o bin/sbxrun-oci ./cmd/sbxrun-oci
 
 demo: build ## run a real project's test suite in a sandbox, packages from the index (as root)
@@ -90,6 +91,7 @@ unitdir := $(DESTDIR)$(PREFIX)/lib/systemd/system
 install: build ## copy the binaries to DESTDIR/PREFIX/bin, systemd's units to DESTDIR/PREFIX/lib/systemd/system
 	install -D -m 0755 bin/sbxrun "$(DESTDIR)$(PREFIX)/bin/sbxrun"
 	install -D -m 0755 bin/sbxrun-net "$(DESTDIR)$(PREFIX)/bin/sbxrun-net"
+	install -D -m 0755 bin/sbxrun-env "$(DESTDIR)$(PREFIX)/bin/sbxrun-env"
 	install -D -m 0755 bin/sbxrun-oci "$(DESTDIR)$(PREFIX)/bin/sbxrun-oci"
 	install -d -m 0755 "$(unitdir)"
 	@for u in $(units); do \
@@ -98,7 +100,7 @@ install: build ## copy the binaries to DESTDIR/PREFIX/bin, systemd's units to DE
 	done
 
 uninstall: ## remove what install put there (the store in /var/lib/sbxrun stays)
-	rm -f "$(DESTDIR)$(PREFIX)/bin/sbxrun" "$(DESTDIR)$(PREFIX)/bin/sbxrun-net" "$(DESTDIR)$(PREFIX)/bin/sbxrun-oci" $(foreach u,$(units),"$(unitdir)/$(u)")
+	rm -f "$(DESTDIR)$(PREFIX)/bin/sbxrun" "$(DESTDIR)$(PREFIX)/bin/sbxrun-net" "$(DESTDIR)$(PREFIX)/bin/sbxrun-env" "$(DESTDIR)$(PREFIX)/bin/sbxrun-oci" $(foreach u,$(units),"$(unitdir)/$(u)")
 
 clean: ## remove what was built (environments in /var/lib/sbxrun stay: sbxrun env prune)
 	rm -rf bin build $(init) $(init).tmp

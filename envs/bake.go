@@ -37,8 +37,14 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		return nil, err
 	}
 	e := &Env{
-		Key: key, Base: r.Base.Name, Python: py.path, Tool: t.id(), CreatedAt: time.Now().UTC(), Lock: "sha256:" + l.digest(),
+		Key: key, Kind: "venv", Recipe: r, Base: r.Base.Name, Python: py.path, Tool: t.id(), CreatedAt: time.Now().UTC(), Lock: "sha256:" + l.digest(),
 		Vars: append([]string{"VIRTUAL_ENV=" + EnvDir}, r.Env...),
+	}
+	if r.IndexURL != "" {
+		e.Recipe.IndexURL = strings.TrimPrefix(dropUserinfo("--index-url "+r.IndexURL), "--index-url ")
+	}
+	if err := m.keepLock(l); err != nil {
+		return nil, err
 	}
 	var man *rootfs.Manifest
 	if composable(r, l) {

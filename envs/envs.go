@@ -44,6 +44,7 @@ type Job struct {
 	Base       rootfs.Base
 	Binds      []JobBind
 	AllowHosts []string // host or host:port; empty is no network
+	Stdin      string   // a host file; "" is none
 	Stdout     io.Writer
 	Stderr     io.Writer
 	Timeout    time.Duration // 0 is none
@@ -96,17 +97,17 @@ func fail(hint, format string, a ...any) error {
 // Recipe is what an environment is made from. The zero value of every field
 // but File is the default.
 type Recipe struct {
-	File               string // requirements.txt or pylock.toml, by content
-	Name               string // a name for it, "" is none
-	Base               rootfs.Base
-	Python             string // "3.12" or a path in the base; "" is its python3
-	SystemSitePackages bool
-	AllowBuild         bool     // build source distributions, in a sandbox
-	Hooks              []string // shell commands run after the install, in a sandbox, with the environment writable
-	Env                []string // KEY=VALUE of whoever uses the environment
-	IndexURL           string   // "" is the resolver's configuration
-	ExcludeNewer       string   // a date: nothing published later
-	Refresh            bool     // resolve anew
+	File               string      `json:"-"` // requirements.txt or pylock.toml, by content
+	Name               string      `json:"-"` // a name for it, "" is none
+	Base               rootfs.Base `json:"-"`
+	Python             string      `json:"python,omitempty"` // "3.12" or a path in the base; "" is its python3
+	SystemSitePackages bool        `json:"system_site_packages,omitempty"`
+	AllowBuild         bool        `json:"allow_build,omitempty"`   // build source distributions, in a sandbox
+	Hooks              []string    `json:"hooks,omitempty"`         // shell commands run after the install, in a sandbox, with the environment writable
+	Env                []string    `json:"env,omitempty"`           // KEY=VALUE of whoever uses the environment
+	IndexURL           string      `json:"index_url,omitempty"`     // "" is the resolver's configuration
+	ExcludeNewer       string      `json:"exclude_newer,omitempty"` // a date: nothing published later
+	Refresh            bool        `json:"-"`                       // resolve anew
 }
 
 // Package is one installed distribution.
@@ -119,6 +120,7 @@ type Package struct {
 type Env struct {
 	Key       string    `json:"key"`
 	Digest    string    `json:"digest"`
+	Kind      string    `json:"kind"` // "venv" or "conda"; "" in records of older versions is "venv"
 	Names     []string  `json:"names,omitempty"`
 	Base      string    `json:"base"`
 	Python    string    `json:"python"`
@@ -128,8 +130,16 @@ type Env struct {
 	SizeBytes int64     `json:"size_bytes"`
 	Files     int       `json:"files"`
 	CreatedAt time.Time `json:"created_at"`
-	Lock      string    `json:"lock"` // digest of the lock
-	Path      string    `json:"-"`    // the layer's directory
+	Lock      string    `json:"lock"` // digest of the lock; LockText gives it
+	// Below are the digests of the layers under this one, topmost first: those
+	// of the environments that it extends.
+	Below []string `json:"below,omitempty"`
+	// Recipe is what it was baked from, without the file: that is the lock.
+	// Credentials of its index are left out.
+	Recipe Recipe `json:"recipe"`
+
+	Path   string   `json:"-"` // the layer's directory
+	Lowers []string `json:"-"` // those of Below
 }
 
 // PathPrefix is put before PATH.
@@ -139,6 +149,7 @@ func (e *Env) PathPrefix() []string { return []string{EnvDir + "/bin"} }
 type Options struct {
 	Runner   Runner
 	Progress Progress
+	Helper   func() (string, error) // finds bin/sbxrun-env
 }
 
 // Manager makes and keeps environments in a store.
@@ -146,11 +157,12 @@ type Manager struct {
 	store    *rootfs.Store
 	runner   Runner
 	progress Progress
+	helper   func() (string, error)
 }
 
 // Open gives a Manager over a store.
 func Open(store *rootfs.Store, o Options) *Manager {
-	m := &Manager{store: store, runner: o.Runner, progress: o.Progress}
+	m := &Manager{store: store, runner: o.Runner, progress: o.Progress, helper: o.Helper}
 	if m.progress == nil {
 		m.progress = silent{}
 	}
@@ -244,6 +256,13 @@ func (m *Manager) load(key string) (*Env, error) {
 	}
 	if e.Path, err = m.store.LayerPath(e.Digest); err != nil {
 		return nil, err
+	}
+	for _, d := range e.Below {
+		p, err := m.store.LayerPath(d)
+		if err != nil {
+			return nil, err
+		}
+		e.Lowers = append(e.Lowers, p)
 	}
 	return &e, nil
 }

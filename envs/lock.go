@@ -25,6 +25,27 @@ func (l *lock) digest() string {
 	return hex.EncodeToString(h[:])
 }
 
+// lockFile is where the text of a lock is kept for as long as an environment has it.
+func (m *Manager) lockFile(digest string) string {
+	return m.store.Path("envs", "lockfiles", strings.TrimPrefix(digest, "sha256:"))
+}
+
+// keepLock keeps what an environment is baked from.
+func (m *Manager) keepLock(l *lock) error {
+	return m.store.WriteFile(m.lockFile(l.digest()), append([]byte(l.kind+"\n"), l.text...))
+}
+
+// LockText gives the lock that an environment was baked from and its kind
+// ("requirements", "pylock", "conda"). Environments of older versions have none.
+func (m *Manager) LockText(e *Env) (kind string, text []byte, err error) {
+	b, err := os.ReadFile(m.lockFile(e.Lock))
+	if err != nil {
+		return "", nil, fail("bake it again with -r", "read the lock of %q: it was not kept", Short(e.Digest))
+	}
+	kind, rest, _ := strings.Cut(string(b), "\n")
+	return kind, []byte(rest), nil
+}
+
 // fileName is what the tool knows the kind by.
 func (l *lock) fileName() string {
 	if l.kind == "pylock" {

@@ -269,7 +269,7 @@ func (s *sandbox) takeSlot() error {
 		return err
 	}
 	if l := s.plan.Layer; l != nil {
-		if err := use("use environment", l.Digest, "it was removed: run again with -r to bake it", l.Path); err != nil {
+		if err := use("use environment", l.Digest, "it was removed: run again with -r to bake it", l.layers()...); err != nil {
 			return err
 		}
 	}
@@ -330,7 +330,7 @@ func (s *sandbox) makeRoot() error {
 		NoIDMapOK: slices.Contains(p.MayDegrade, "idmap"), UserNS: userns, Stage: stageDir,
 	}
 	if p.Layer != nil {
-		a.Lowers = append([]string{p.Layer.Path}, a.Lowers...)
+		a.Lowers = append(p.Layer.layers(), a.Lowers...)
 	}
 	for _, v := range p.Volumes {
 		mode := v.Mode

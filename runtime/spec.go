@@ -96,11 +96,17 @@ type EnvLayer struct {
 	Digest string `json:"digest"`
 	// Path is the host directory that holds opt/env.
 	Path string `json:"path"`
+	// Lowers are the host directories of the layers below it, topmost first:
+	// those of the environments that it extends.
+	Lowers []string `json:"lowers,omitempty"`
 	// Env holds the environment's own variables (VIRTUAL_ENV=…); PathPrefix is
 	// put before PATH.
 	Env        []string `json:"env,omitempty"`
 	PathPrefix []string `json:"path_prefix,omitempty"`
 }
+
+// layers are all its directories, topmost first.
+func (l *EnvLayer) layers() []string { return append([]string{l.Path}, l.Lowers...) }
 
 // Volume is a host directory or file shown inside.
 type Volume struct {

@@ -7,11 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
+	"github.com/sbxrun/sbxrun/internal/ask/answer"
 	"github.com/sbxrun/sbxrun/runtime/engine"
 	"github.com/sbxrun/sbxrun/runtime/engine/libcontainer"
 )
@@ -23,8 +22,8 @@ func init() {
 }
 
 func main() {
-	if len(os.Args) == 2 && slices.Contains([]string{ask.AddBaseVerb, ask.ScopeVerb}, os.Args[1]) {
-		os.Exit(answer(os.Args[1]))
+	if len(os.Args) == 2 && asked[os.Args[1]] != nil {
+		os.Exit(answer.Serve(asked[os.Args[1]]))
 	}
 	if len(os.Args) != 2 || os.Args[1] != "launch" {
 		fmt.Fprintln(os.Stderr, "sbxrun-oci: started by sbxrun, not by hand (see sbxrun --help)")

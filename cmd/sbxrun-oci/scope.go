@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 
-	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
+	"github.com/sbxrun/sbxrun/internal/ask"
 	"github.com/sbxrun/sbxrun/runtime/systemd"
 	"github.com/sbxrun/sbxrun/runtime/systemd/scope"
 )

@@ -534,7 +534,7 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 		return nil, phases, err
 	}
 	if env != nil {
-		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Env: env.Vars, PathPrefix: env.PathPrefix()}
+		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Lowers: env.Lowers, Env: env.Vars, PathPrefix: env.PathPrefix()}
 	}
 	p, err := runtime.NewPlan(spec, host, c.dirs)
 	return p, phases, err

@@ -14,6 +14,7 @@ import (
 	"github.com/sbxrun/sbxrun/netns"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
+	"github.com/sbxrun/sbxrun/runtime/engine"
 )
 
 // privateRanges are where a company's index may well be. Loopback and
@@ -27,7 +28,10 @@ type runner struct {
 }
 
 func newManager(c *command, store *rootfs.Store, host *runtime.Host) *envs.Manager {
-	return envs.Open(store, envs.Options{Runner: &runner{c.dirs, host}, Progress: c.ui})
+	return envs.Open(store, envs.Options{
+		Runner: &runner{c.dirs, host}, Progress: c.ui,
+		Helper: func() (string, error) { return engine.Find("sbxrun-env") },
+	})
 }
 
 // Run implements envs.Runner.
@@ -62,7 +66,14 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 		return res, err
 	}
 	plan.StopTimeout = 2 * time.Second
-	rr, err := runInto(ctx, plan, job.Stdout, runtime.IO{})
+	var rio runtime.IO
+	if job.Stdin != "" {
+		if rio.Stdin, err = os.Open(job.Stdin); err != nil {
+			return res, err
+		}
+		defer rio.Stdin.Close()
+	}
+	rr, err := runInto(ctx, plan, job.Stdout, rio)
 	if err != nil {
 		return res, err
 	}
@@ -74,7 +85,7 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 	return res, nil
 }
 
-// runInto runs a plan with no input and all its output in to, which may be nil.
+// runInto runs a plan, with no input unless io has one, and all its output in to, which may be nil.
 // The result is nil only where that could not be arranged.
 func runInto(ctx context.Context, plan *runtime.Plan, to io.Writer, io runtime.IO) (*runtime.Result, error) {
 	null, err := os.Open(os.DevNull)
@@ -87,7 +98,10 @@ func runInto(ctx context.Context, plan *runtime.Plan, to io.Writer, io runtime.I
 		return nil, err
 	}
 	defer out.finish()
-	io.Stdin, io.Stdout, io.Stderr = null, out.w, out.w
+	if io.Stdin == nil {
+		io.Stdin = null
+	}
+	io.Stdout, io.Stderr = out.w, out.w
 	return runtime.Run(ctx, plan, io)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/cmd/sbxrun-oci/ask"
+	asking "github.com/sbxrun/sbxrun/internal/ask"
 	"github.com/sbxrun/sbxrun/runtime"
 	"github.com/sbxrun/sbxrun/runtime/systemd"
 )
@@ -162,7 +163,7 @@ func journal(res *runtime.Result) bool {
 
 // scope is a scope that sbxrun-oci holds for us.
 type scope struct {
-	call   *ask.Call
+	call   *asking.Call
 	cgroup string
 	stop   chan struct{}
 	done   chan struct{}

@@ -71,7 +71,7 @@ func (o *OCI) Abort() error { return nil }
 func FindOCI() (string, error) { return Find("sbxrun-oci") }
 
 // Find gives the path of a binary of sbxrun's: beside this one, in
-// ../libexec/sbxrun, named by SBXRUN_OCI or SBXRUN_NET, or on PATH.
+// ../libexec/sbxrun, named by SBXRUN_OCI, SBXRUN_NET or SBXRUN_ENV, or on PATH.
 func Find(name string) (string, error) {
 	if self, err := os.Executable(); err == nil {
 		dir := filepath.Dir(self)

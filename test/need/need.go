@@ -192,7 +192,7 @@ func CrossCompiler(t testing.TB, name string) {
 	promised(t, name, err)
 }
 
-// Binary needs bin/sbxrun, bin/sbxrun-net and bin/sbxrun-oci and returns the path of the first.
+// Binary needs bin/sbxrun and what it starts (-net, -env, -oci) and returns the path of the first.
 // SBXRUN_BIN names another one.
 func Binary(t testing.TB) string {
 	t.Helper()
@@ -200,9 +200,9 @@ func Binary(t testing.TB) string {
 		return p
 	}
 	p := filepath.Join(Repo(), "bin", "sbxrun")
-	for _, f := range []string{p, p + "-net", p + "-oci"} {
+	for _, f := range []string{p, p + "-net", p + "-env", p + "-oci"} {
 		if _, err := os.Stat(f); err != nil {
-			promised(t, "bin/sbxrun, bin/sbxrun-net and bin/sbxrun-oci (make build)", err)
+			promised(t, "bin/sbxrun, -net, -env and -oci (make build)", err)
 		}
 	}
 	return p
