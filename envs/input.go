@@ -41,12 +41,12 @@ const maxInputBytes = 16 << 20
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, &Error{Msg: fmt.Sprintf("read %q: %v", path, errors.Unwrap(err)), Err: err, Tip: "-r takes a requirements.txt or a pylock.toml"}
+		return nil, &Error{Msg: fmt.Sprintf("read %q: %v", path, errors.Unwrap(err)), Err: err, Tip: kindsTaken}
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
-		return nil, fail("-r takes a requirements.txt or a pylock.toml", "read %q: not a regular file", path)
+		return nil, fail(kindsTaken, "read %q: not a regular file", path)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxInputBytes+1))
 	if err != nil {
@@ -63,6 +63,10 @@ func readFile(path string) ([]byte, error) {
 
 // readInput reads the file and detects its kind by its content.
 func readInput(path string) (*input, error) {
+	path, err := FindRecipe(path)
+	if err != nil {
+		return nil, err
+	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("read %q: %w", path, err)
@@ -71,15 +75,16 @@ func readInput(path string) (*input, error) {
 	if err != nil {
 		return nil, err
 	}
-	if hasLockVersion(b) && bytes.Contains(b, []byte("[[packages]]")) {
-		return &input{kind: "pylock", files: []inputFile{{"pylock.toml", b}}}, nil
+	kind, err := DetectKind(path, b)
+	if err != nil {
+		return nil, err
 	}
-	for mark, what := range map[string]string{"[[package]]": "a uv.lock or poetry.lock", "[project]": "a pyproject.toml", "@EXPLICIT": "an explicit conda list"} {
-		for _, line := range bytes.Split(b, []byte("\n")) {
-			if strings.TrimSpace(string(line)) == mark {
-				return nil, fail("export it: uv export --frozen --no-emit-project > requirements.txt", "read %q: it looks like %s, which this version cannot bake", path, what)
-			}
-		}
+	switch kind {
+	case KindPylock:
+		return &input{kind: "pylock", files: []inputFile{{"pylock.toml", b}}}, nil
+	case KindRequirements:
+	default:
+		return nil, fail("export it as a requirements.txt: uv export, poetry export", "read %q: it looks like a %s, which this version cannot bake", path, kind)
 	}
 	in := &input{kind: "requirements"}
 	if err := in.add(abs, b, filepath.Dir(abs), false, map[string]bool{}, 0); err != nil {

@@ -63,6 +63,8 @@ func TestBadInputIsRefusedWithItsLine(t *testing.T) {
 		})
 	}
 	_, err := readInput(t.TempDir())
+	require.ErrorContains(t, err, "a folder with no pylock.toml")
+	_, err = readInput(os.DevNull)
 	require.ErrorContains(t, err, "not a regular file")
 }
 

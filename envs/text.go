@@ -34,17 +34,6 @@ func run(s string, in func(byte) bool) int {
 	return len(s)
 }
 
-// hasLockVersion: ^\s*lock-version\s*= on some line.
-func hasLockVersion(b []byte) bool {
-	for line := range bytes.Lines(b) {
-		rest, ok := bytes.CutPrefix(bytes.TrimLeft(line, white), []byte("lock-version"))
-		if ok && bytes.HasPrefix(bytes.TrimLeft(rest, white), []byte("=")) {
-			return true
-		}
-	}
-	return false
-}
-
 // splitRequirement: ^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(\[[^\]]*\])?\s*(.*)$, the
 // name and what follows it and its extras.
 func splitRequirement(line string) (name, rest string, ok bool) {
