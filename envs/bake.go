@@ -37,7 +37,7 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		return nil, err
 	}
 	e := &Env{
-		Key: key, Kind: "venv", Recipe: r, Base: r.Base.Name, Python: py.path, Tool: t.id(), CreatedAt: time.Now().UTC(), Lock: "sha256:" + l.digest(),
+		Key: key, Kind: "venv", Recipe: r, Base: r.Base.Name, BaseDigest: r.Base.Digest, Python: py.path, Tool: t.id(), CreatedAt: time.Now().UTC(), Lock: "sha256:" + l.digest(),
 		Vars: append([]string{"VIRTUAL_ENV=" + EnvDir}, r.Env...),
 	}
 	if r.IndexURL != "" {

@@ -118,28 +118,44 @@ type Package struct {
 
 // Env is a baked environment.
 type Env struct {
-	Key       string    `json:"key"`
-	Digest    string    `json:"digest"`
-	Kind      string    `json:"kind"` // "venv" or "conda"; "" in records of older versions is "venv"
-	Names     []string  `json:"names,omitempty"`
-	Base      string    `json:"base"`
-	Python    string    `json:"python"`
-	Tool      string    `json:"tool"`
-	Vars      []string  `json:"env"`
-	Packages  []Package `json:"packages"`
-	SizeBytes int64     `json:"size_bytes"`
-	Files     int       `json:"files"`
-	CreatedAt time.Time `json:"created_at"`
-	Lock      string    `json:"lock"` // digest of the lock; LockText gives it
+	Key    string   `json:"key"`
+	Digest string   `json:"digest"`
+	Kind   string   `json:"kind"` // "venv" or "conda"; "" in records of older versions is "venv"
+	Names  []string `json:"names,omitempty"`
+	Base   string   `json:"base"`
+	// BaseDigest is the base's; "" in records of older versions.
+	BaseDigest string    `json:"base_digest,omitempty"`
+	Python     string    `json:"python"`
+	Tool       string    `json:"tool"`
+	Vars       []string  `json:"env"`
+	Packages   []Package `json:"packages"`
+	SizeBytes  int64     `json:"size_bytes"`
+	Files      int       `json:"files"`
+	CreatedAt  time.Time `json:"created_at"`
+	Lock       string    `json:"lock"` // digest of the lock; LockText gives it
 	// Below are the digests of the layers under this one, topmost first: those
 	// of the environments that it extends.
 	Below []string `json:"below,omitempty"`
 	// Recipe is what it was baked from, without the file: that is the lock.
 	// Credentials of its index are left out.
 	Recipe Recipe `json:"recipe"`
+	// Origin is where it was imported from; nil: it was baked on this machine.
+	Origin *Origin `json:"origin,omitempty"`
 
 	Path   string   `json:"-"` // the layer's directory
 	Lowers []string `json:"-"` // those of Below
+}
+
+// Origin is where an environment that was not baked here came from.
+type Origin struct {
+	From string    `json:"from"` // as policies name it: registry/repository:tag, or file:/path
+	At   time.Time `json:"at"`
+}
+
+// SignaturesDir is where the signatures of a content digest are kept, one
+// sigstore bundle a file.
+func SignaturesDir(store *rootfs.Store, digest string) string {
+	return store.Path("envs", "signatures", strings.TrimPrefix(digest, "sha256:"))
 }
 
 // PathPrefix is put before PATH.
