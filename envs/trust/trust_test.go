@@ -1,0 +1,295 @@
+package trust
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/secure-systems-lab/go-securesystemslib/dsse"
+	"github.com/secure-systems-lab/go-securesystemslib/encrypted"
+	"github.com/stretchr/testify/require"
+
+	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/hinted"
+)
+
+func noPassword() ([]byte, error) { return nil, errors.New("no password") }
+
+func writePEM(t *testing.T, name, kind string, der []byte) string {
+	t.Helper()
+	p := filepath.Join(t.TempDir(), name)
+	require.NoError(t, os.WriteFile(p, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	return p
+}
+
+func keyFile(t *testing.T, k crypto.PrivateKey) string {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(k)
+	require.NoError(t, err)
+	return writePEM(t, "key.pem", "PRIVATE KEY", der)
+}
+
+func pubFile(t *testing.T, k PrivateKey) string {
+	t.Helper()
+	return writePEM(t, "key.pub", "PUBLIC KEY", k.der)
+}
+
+func newKey(t *testing.T) PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	p, err := ReadPrivateKey(keyFile(t, k), noPassword)
+	require.NoError(t, err)
+	return p
+}
+
+func anEnv(digit string) *envs.Env {
+	return &envs.Env{
+		Digest: "sha256:" + strings.Repeat(digit, 64), Kind: "venv", Names: []string{"web"}, Lock: "sha256:" + strings.Repeat("1", 64), Base: "host", BaseDigest: "sha256:b",
+		Python: "/usr/bin/python3.11", Vars: []string{"VIRTUAL_ENV=/opt/env"}, Packages: []envs.Package{{Name: "six", Version: "1.16"}},
+		Origin: &envs.Origin{From: "registry.example/team/web:1"},
+	}
+}
+
+func TestKeysOfEachKindSign(t *testing.T) {
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	sec1, err := x509.MarshalECPrivateKey(ec)
+	require.NoError(t, err)
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(ec)
+	require.NoError(t, err)
+	box, err := encrypted.Encrypt(pkcs8, []byte("secret"))
+	require.NoError(t, err)
+	for name, path := range map[string]string{
+		"ECDSA, PKCS #8": keyFile(t, ec), "Ed25519": keyFile(t, ed), "SEC 1": writePEM(t, "k", "EC PRIVATE KEY", sec1),
+		"cosign": writePEM(t, "k", "ENCRYPTED SIGSTORE PRIVATE KEY", box), "older cosign": writePEM(t, "k", "ENCRYPTED COSIGN PRIVATE KEY", box),
+	} {
+		t.Run(name, func(t *testing.T) {
+			k, err := ReadPrivateKey(path, func() ([]byte, error) { return []byte("secret"), nil })
+			require.NoError(t, err)
+			b, err := Sign(anEnv("a"), k)
+			require.NoError(t, err)
+			pub, err := ReadPublicKey(pubFile(t, k))
+			require.NoError(t, err)
+			s, err := Verify(b, anEnv("a"), []PublicKey{newKey(t).PublicKey, pub})
+			require.NoError(t, err)
+			require.Equal(t, Signature{Key: pub.Name, ID: k.ID()}, s)
+		})
+	}
+	_, err = ReadPrivateKey(writePEM(t, "k", "ENCRYPTED SIGSTORE PRIVATE KEY", box), func() ([]byte, error) { return []byte("wrong"), nil })
+	require.ErrorContains(t, err, "does not open with this password")
+}
+
+func TestBadKeysAreRefused(t *testing.T) {
+	r, err := rsa.GenerateKey(rand.Reader, 2048)
+	require.NoError(t, err)
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	require.NoError(t, err)
+	text := filepath.Join(t.TempDir(), "text")
+	require.NoError(t, os.WriteFile(text, []byte("hello"), 0o600))
+	good := newKey(t)
+	for path, says := range map[string]string{
+		keyFile(t, r): "neither ECDSA nor Ed25519", keyFile(t, p384): "ECDSA over P-384", text: "no PEM", pubFile(t, good): "not a private key",
+		writePEM(t, "k", "PRIVATE KEY", []byte("junk")): "damaged", writePEM(t, "k", "ENCRYPTED PRIVATE KEY", nil): "encrypted as PKCS #8", "/nonexistent": "no such file",
+	} {
+		_, err := ReadPrivateKey(path, noPassword)
+		require.ErrorContains(t, err, says)
+		require.NotContains(t, err.Error(), "\n")
+	}
+	_, err = ReadPublicKey(good.Name)
+	require.ErrorContains(t, err, "not a public key")
+}
+
+// tamper changes one byte of what is signed, in the bundle.
+func tamper(t *testing.T, bundle []byte, old, new string) []byte {
+	t.Helper()
+	var b map[string]any
+	require.NoError(t, json.Unmarshal(bundle, &b))
+	e := b["dsseEnvelope"].(map[string]any)
+	var payload []byte
+	require.NoError(t, json.Unmarshal([]byte(`"`+e["payload"].(string)+`"`), &payload))
+	require.Contains(t, string(payload), old)
+	e["payload"] = []byte(strings.Replace(string(payload), old, new, 1))
+	out, err := json.Marshal(b)
+	require.NoError(t, err)
+	return out
+}
+
+func TestWhatIsNotSignedIsRefused(t *testing.T) {
+	k, other := newKey(t), newKey(t)
+	e := anEnv("a")
+	b, err := Sign(e, k)
+	require.NoError(t, err)
+	keys := []PublicKey{k.PublicKey}
+	changed := func(f func(e *envs.Env)) *envs.Env { c := *anEnv("a"); f(&c); return &c }
+	foreign := Statement{Type: statementType, PredicateType: "https://example.org/other", Subject: StatementOf(e).Subject}
+	payload, err := json.Marshal(foreign)
+	require.NoError(t, err)
+	sig, err := k.sign(dsse.PAE(payloadType, payload))
+	require.NoError(t, err)
+	foreignBundle, err := json.Marshal(map[string]any{
+		"mediaType": mediaType, "verificationMaterial": map[string]any{"publicKey": map[string]any{"hint": k.hint()}},
+		"dsseEnvelope": map[string]any{"payload": payload, "payloadType": payloadType, "signatures": []any{map[string]any{"sig": sig}}},
+	})
+	require.NoError(t, err)
+	for _, c := range []struct {
+		name   string
+		bundle []byte
+		env    *envs.Env
+		keys   []PublicKey
+		is     error
+		says   string
+	}{
+		{"tampered", tamper(t, b, "six", "sex"), e, keys, ErrTampered, ""},
+		{"wrong key", b, e, []PublicKey{other.PublicKey}, ErrOtherKey, ""},
+		{"no key", b, e, nil, ErrOtherKey, ""},
+		{"another environment's", b, anEnv("b"), keys, ErrReplayed, "aaaaaaaaaaaa"},
+		{"other variables", b, changed(func(e *envs.Env) { e.Vars = append(e.Vars, "LD_PRELOAD=/opt/env/x.so") }), keys, ErrRecord, "variables"},
+		{"other layers below", b, changed(func(e *envs.Env) { e.Below = []string{"sha256:evil"} }), keys, ErrRecord, "layers below"},
+		{"other kind", b, changed(func(e *envs.Env) { e.Kind = "conda" }), keys, ErrRecord, "kind"},
+		{"other lock", b, changed(func(e *envs.Env) { e.Lock = "sha256:2" }), keys, ErrRecord, "lock"},
+		{"other interpreter", b, changed(func(e *envs.Env) { e.Python = "/tmp/python" }), keys, ErrRecord, "interpreter"},
+		{"another kind of statement", foreignBundle, e, keys, nil, "not about an environment"},
+		{"empty", nil, e, keys, nil, "not a sigstore bundle"},
+		{"truncated", b[:len(b)/2], e, keys, nil, "not a sigstore bundle"},
+		{"older bundle", []byte(strings.Replace(string(b), "v0.3", "v0.1", 1)), e, keys, nil, "not a bundle v0.3"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := Verify(c.bundle, c.env, c.keys)
+			require.ErrorContains(t, err, c.says)
+			require.NotContains(t, err.Error(), "\n")
+			if c.is != nil {
+				require.ErrorIs(t, err, c.is)
+			}
+		})
+	}
+	_, err = VerifyAny(nil, e, keys)
+	require.ErrorIs(t, err, ErrUnsigned)
+	s, err := VerifyAny([][]byte{[]byte("{}"), b}, e, keys)
+	require.NoError(t, err)
+	require.Equal(t, k.ID(), s.ID)
+}
+
+func policy(t *testing.T, text string, keys map[string]PrivateKey) *Policy {
+	t.Helper()
+	dir := t.TempDir()
+	for name, k := range keys {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: k.der}), 0o600))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "policy.toml"), []byte(text), 0o600))
+	p, err := ReadPolicy(filepath.Join(dir, "policy.toml"))
+	require.NoError(t, err)
+	return p
+}
+
+func TestPolicy(t *testing.T) {
+	team, stranger := newKey(t), newKey(t)
+	e := anEnv("a")
+	signed, err := Sign(e, team)
+	require.NoError(t, err)
+	strange, err := Sign(e, stranger)
+	require.NoError(t, err)
+	now := time.Date(2026, 6, 30, 23, 0, 0, 0, time.UTC)
+	named := "[[trust]]\nkeys = ['team.pub']\nfor = ['registry.example/*']\n"
+	for _, c := range []struct {
+		name, text string
+		bundles    [][]byte
+		says       string // "" is let through
+	}{
+		{"signed", named, [][]byte{signed}, ""},
+		{"one of two signed", named, [][]byte{strange, signed}, ""},
+		{"unsigned", named, nil, "no signature"},
+		{"a stranger's", named, [][]byte{strange}, "signed by another key"},
+		{"unsigned though not required elsewhere", "require = false\n" + named, nil, "no signature"},
+		{"from elsewhere", "[[trust]]\nkeys = ['team.pub']\nfor = ['other.example/*']\n", [][]byte{signed}, "no key is trusted for it"},
+		{"from elsewhere, not required", "require = false\n[[trust]]\nkeys = ['team.pub']\nfor = ['other.example/*']\n", nil, ""},
+		{"everywhere", "[[trust]]\nkeys = ['team.pub']\n", [][]byte{signed}, ""},
+		{"empty policy", "", [][]byte{signed}, "no key is trusted"},
+		{"last day", named + "until = 2026-06-30\n", [][]byte{signed}, ""},
+		{"expired", named + "until = 2026-06-29\n", [][]byte{signed}, "out of date since 2026-06-29"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v, err := policy(t, c.text, map[string]PrivateKey{"team.pub": team}).Check(e, c.bundles, now)
+			if c.says == "" {
+				require.NoError(t, err)
+				require.True(t, v.Signature != nil || v.Reason != "")
+				return
+			}
+			require.ErrorContains(t, err, c.says)
+			require.NotContains(t, err.Error(), "\n")
+			require.NotEmpty(t, hinted.Of(err))
+		})
+	}
+	here := *e
+	here.Origin = nil
+	v, err := policy(t, "", nil).Check(&here, nil, now)
+	require.NoError(t, err)
+	require.Equal(t, "baked on this machine", v.Reason)
+}
+
+func TestBadPoliciesTrustNobody(t *testing.T) {
+	dir := t.TempDir()
+	p := filepath.Join(dir, "p.toml")
+	for text, says := range map[string]string{
+		"requires = true": "no such key: requires", "[[trust]]\nfor = ['*']": "no keys", "[[trust]]\nkeys = ['gone.pub']": "gone.pub", "x": "p.toml",
+		"[[trust]]\nkeys = ['''-----BEGIN PUBLIC KEY-----''']": "no PEM",
+	} {
+		require.NoError(t, os.WriteFile(p, []byte(text), 0o600))
+		_, err := ReadPolicy(p)
+		require.ErrorContains(t, err, says, text)
+	}
+	_, err := ReadPolicy(filepath.Join(dir, "none"))
+	require.ErrorContains(t, err, "no such file")
+}
+
+func TestPatterns(t *testing.T) {
+	for _, c := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"*", "", true},
+		{"registry.example/*", "registry.example/a/b:1", true},
+		{"registry.example/*", "registry.example.evil/a", false},
+		{"registry.example/*", "evil/registry.example/a", false},
+		{"*/team/*:1", "r/team/a:1", true},
+		{"*/team/*:1", "r/team/a:2", false},
+		{"a*a", "a", false},
+		{"exact", "exact", true},
+		{"exact", "exactly", false},
+	} {
+		require.Equal(t, c.want, match(c.pattern, c.s), "%s against %s", c.pattern, c.s)
+	}
+}
+
+func FuzzReadBundle(f *testing.F) {
+	_, ed, _ := ed25519.GenerateKey(rand.Reader)
+	pub, err := publicKey("k", ed.Public())
+	require.NoError(f, err)
+	k := PrivateKey{PublicKey: pub, signer: ed}
+	b, err := Sign(anEnv("a"), k)
+	require.NoError(f, err)
+	f.Add(b)
+	f.Add([]byte(`{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","dsseEnvelope":{"signatures":[null]}}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		s, err := Verify(text, anEnv("a"), []PublicKey{k.PublicKey})
+		if err == nil && s.ID != k.ID() {
+			t.Fatal("another key")
+		}
+		_, err = Verify(text, anEnv("b"), []PublicKey{k.PublicKey})
+		require.Error(t, err, "one environment's bundle is never another's")
+	})
+}
