@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/csv"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -447,14 +446,6 @@ func (m *Manager) readRecord(e rootfs.Entry) ([]string, error) {
 			out = append(out, row[0])
 		}
 	}
-}
-
-// Inspect is an environment with its lock and its manifest's digest, as JSON.
-func (e *Env) Inspect() ([]byte, error) {
-	return json.MarshalIndent(struct {
-		*Env
-		Path string `json:"path"`
-	}{e, e.Path}, "", "  ")
 }
 
 // Short is the beginning of a digest, for people.

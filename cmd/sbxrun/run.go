@@ -505,7 +505,9 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 	mgr := newManager(c, store, host)
 	switch {
 	case o.with != "":
-		env, err = mgr.Get(o.with)
+		if env, err = mgr.Get(o.with); err == nil {
+			err = checkTrusted(context.Background(), c, env)
+		}
 	case o.requirements != "" && dry:
 		// Judge all else first: what would be baked has no digest yet.
 		_, err = runtime.NewPlan(spec, host, c.dirs)

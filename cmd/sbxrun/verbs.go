@@ -251,7 +251,7 @@ func envInspectVerb() *verb {
 			if err != nil {
 				return 1, err
 			}
-			b, err := e.Inspect()
+			b, err := e.Inspect(store)
 			if err != nil {
 				return 1, err
 			}
@@ -306,48 +306,6 @@ func envPruneVerb() *verb {
 				return 1, err
 			}
 			c.ui.outf("%d environments removed, %s of content freed\n", len(removed), human(freed))
-			return 0, nil
-		},
-	}
-}
-
-func envVerifyVerb() *verb {
-	return &verb{
-		name: "env verify", args: "[NAME|DIGEST…]", short: "read environments (all without argument) and compare every byte with their digests",
-		run: func(c *command, args []string) (int, error) {
-			store, err := onStore(c, args, 0, 1<<20)
-			if err != nil {
-				return 0, err
-			}
-			m := envs.Open(store, envs.Options{})
-			if len(args) == 0 {
-				all, err := m.List()
-				if err != nil {
-					return 1, err
-				}
-				for _, e := range all {
-					args = append(args, e.Key)
-				}
-			}
-			ctx, stop := canceled()
-			defer stop()
-			code := 0
-			for _, a := range args {
-				e, bad, err := m.Verify(ctx, a)
-				if err != nil {
-					return 1, err
-				}
-				for _, d := range bad {
-					c.ui.outf("%s: %s: %s\n", envs.Short(e.Digest), d.Path, d.Problem)
-					code = 1
-				}
-				if len(bad) == 0 {
-					c.ui.outf("%s: ok, %d files\n", envs.Short(e.Digest), e.Files)
-				}
-			}
-			if code != 0 {
-				return code, &runtime.Error{Op: "verify", Err: errors.New("damage found"), Hint: "sbxrun env rm it, then run again with -r: it is baked anew"}
-			}
 			return 0, nil
 		},
 	}

@@ -1,10 +1,15 @@
 package trust
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
@@ -113,7 +118,11 @@ func Sign(e *envs.Env, k PrivateKey) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
-	return append(out, '\n'), nil
+	var text bytes.Buffer // protojson puts spaces in at random
+	if err := json.Compact(&text, out); err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	return append(text.Bytes(), '\n'), nil
 }
 
 // signed is a bundle that was read, and not verified.
@@ -145,6 +154,14 @@ func readBundle(text []byte) (s signed, err error) {
 		return s, errors.New("signed with a certificate, not a key")
 	}
 	return signed{payload: env.Payload, sig: env.Signatures[0].Sig, hint: b.VerificationMaterial.GetPublicKey().Hint}, nil
+}
+
+// shortHint gives the beginning of a key's ID where the hint is one.
+func shortHint(hint string) string {
+	if id, err := base64.StdEncoding.DecodeString(hint); err == nil && len(id) == sha256.Size {
+		return envs.Short(hex.EncodeToString(id))
+	}
+	return strconv.Quote(clip(hint))
 }
 
 func clip(s string) string {
@@ -181,7 +198,7 @@ func Verify(text []byte, e *envs.Env, keys []PublicKey) (Signature, error) {
 		if slices.ContainsFunc(keys, func(k PublicKey) bool { return k.hint() == s.hint }) {
 			return Signature{}, ErrTampered
 		}
-		return Signature{}, fmt.Errorf("%w (%s)", ErrOtherKey, clip(s.hint))
+		return Signature{}, fmt.Errorf("%w (%s)", ErrOtherKey, shortHint(s.hint))
 	}
 	// From here on it is the key's owner who speaks.
 	var st Statement
@@ -233,8 +250,8 @@ func VerifyAny(bundles [][]byte, e *envs.Env, keys []PublicKey) (Signature, erro
 	return Signature{}, worst
 }
 
-// explain adds the hint that an error of VerifyAny asks for.
-func explain(err error) error {
+// Explain adds the hint that an error of VerifyAny asks for.
+func Explain(err error) error {
 	hint := ""
 	switch {
 	case errors.Is(err, ErrUnsigned):

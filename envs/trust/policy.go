@@ -15,6 +15,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/rootfs"
 )
 
 // fileName is a bundle's in the store: a hint is anything, a name is not.
@@ -127,11 +128,47 @@ func (p *Policy) Check(e *envs.Env, bundles [][]byte, now time.Time) (Verdict, e
 			return Verdict{Signature: &s}, nil
 		}
 	}
-	hint := hinted.Of(explain(err))
+	hint := hinted.Of(Explain(err))
 	if hint == "" || expired != "" {
 		hint = "see " + p.file
 	}
 	return Verdict{}, hinted.New(fmt.Errorf("environment %s from %q is refused by policy %q: %w%s", envs.Short(e.Digest), clip(e.Origin.From), p.file, err, expired), hint)
+}
+
+// CheckStored checks an environment of a store and those that it extends: what
+// lies below a layer that was baked here may come from elsewhere.
+func (p *Policy) CheckStored(store *rootfs.Store, m *envs.Manager, e *envs.Env, now time.Time) (Verdict, error) {
+	if len(e.Below) > 0 {
+		all, err := m.List()
+		if err != nil {
+			return Verdict{}, err
+		}
+		// One that is here by two ways, of which a bake is one, is trusted.
+		for _, d := range e.Below {
+			var first error
+			ok := false
+			for _, o := range all {
+				if o.Digest != d {
+					continue
+				}
+				_, err := p.checkOne(store, o, now)
+				ok = ok || err == nil
+				first = errors.Join(first, err)
+			}
+			if first != nil && !ok {
+				return Verdict{}, first
+			}
+		}
+	}
+	return p.checkOne(store, e, now)
+}
+
+func (p *Policy) checkOne(store *rootfs.Store, e *envs.Env, now time.Time) (Verdict, error) {
+	bundles, err := Bundles(store, e.Digest)
+	if err != nil {
+		return Verdict{}, err
+	}
+	return p.Check(e, bundles, now)
 }
 
 func (t entry) covers(from string) bool {
