@@ -58,17 +58,14 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 	}
 	defer d.Close()
 	m := &Manifest{}
-	err = s.addDir(ctx, d, "", addOptions{lenient: true}, m)
+	err = s.addDir(ctx, d, "", addOptions{lenient: true, adopt: s.isStaged(d)}, m)
 	if err != nil {
-		return Base{}, fmt.Errorf("add base from %q: %w", source, err)
+		return Base{}, s.Explain(fmt.Errorf("add base from %q: %w", source, err))
 	}
 	if len(m.Entries) == 0 {
 		return Base{}, fmt.Errorf("add base from %q: it is empty", source)
 	}
 	addMountpoints(m)
-	if _, err := s.PublishLayer(ctx, m); err != nil {
-		return Base{}, err
-	}
 	r := baseRecord{Base: Base{Name: name, Digest: m.Digest(), Env: env}, Layers: []string{m.Digest()}}
 	r.Info = BaseInfo{Name: name, Digest: m.Digest(), Source: source}
 	for _, e := range m.Entries {
@@ -78,7 +75,7 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 	if err != nil {
 		return Base{}, err
 	}
-	if err := s.WriteFile(record, b); err != nil {
+	if err := s.Publish(ctx, m, func(string) error { return s.WriteFile(record, b) }); err != nil {
 		return Base{}, err
 	}
 	return s.Base(name)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/sbxrun/sbxrun/internal/hinted"
@@ -131,29 +132,18 @@ func (s *Store) RemoveBase(name string) error {
 	if err := json.Unmarshal(b, &r); err != nil {
 		return fmt.Errorf("remove base %q: %w", name, err)
 	}
-	used := map[string]bool{}
-	ents, err := os.ReadDir(s.Path("bases"))
+	removing, err := s.Removing(context.Background())
+	if err != nil {
+		return err
+	}
+	defer removing()
+	used, err := s.baseLayers(name)
 	if err != nil {
 		return fmt.Errorf("remove base %q: %w", name, err)
 	}
-	for _, e := range ents {
-		if e.Name() == name+".json" {
-			continue
-		}
-		b, err := os.ReadFile(s.Path("bases", e.Name()))
-		if err != nil {
-			return fmt.Errorf("remove base %q: %w", name, err)
-		}
-		var o baseRecord // host.json has no layers of this form
-		if json.Unmarshal(b, &o) == nil {
-			for _, l := range o.Layers {
-				used[l] = true
-			}
-		}
-	}
 	// The record goes last: what is left by a crash can be removed again.
 	for _, l := range r.Layers {
-		if used[l] {
+		if used[l] != "" {
 			continue
 		}
 		if err := s.RemoveLayer(l); errors.Is(err, ErrBusy) {
@@ -166,4 +156,35 @@ func (s *Store) RemoveBase(name string) error {
 		return fmt.Errorf("remove base: %w", err)
 	}
 	return syncDir(s.Path("bases"))
+}
+
+// baseLayers gives the digests of the layers that bases have, the host's skeleton
+// too, each with a base's name. One base may be left out.
+func (s *Store) baseLayers(except string) (map[string]string, error) {
+	ents, err := os.ReadDir(s.Path("bases"))
+	if err != nil {
+		return nil, fmt.Errorf("list bases: %w", err)
+	}
+	used := map[string]string{}
+	for _, e := range ents {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || name == except {
+			continue
+		}
+		b, err := os.ReadFile(s.Path("bases", e.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("list bases: %w", err)
+		}
+		var r baseRecord // host.json is of the same form, but for its paths
+		if err := json.Unmarshal(b, &r); err != nil {
+			return nil, fmt.Errorf("list bases: %q: %w", name, err)
+		}
+		for _, l := range r.Base.Lowers {
+			r.Layers = append(r.Layers, "sha256:"+filepath.Base(filepath.Dir(l)))
+		}
+		for _, l := range r.Layers {
+			used[l] = name
+		}
+	}
+	return used, nil
 }

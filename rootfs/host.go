@@ -89,6 +89,13 @@ func (s *Store) HostBase(ctx context.Context) (Base, error) {
 	if b, ok := readHostRecord(cache, key); ok {
 		return b, nil
 	}
+	if err := s.Writable(); errors.Is(err, unix.EROFS) && s.Spare != "" {
+		spare, err := OpenStore(s.Spare)
+		if err != nil {
+			return Base{}, err
+		}
+		return spare.HostBase(ctx)
+	}
 	release, err := s.Lock(ctx, "base-host", true)
 	if err != nil {
 		return Base{}, err
@@ -97,9 +104,14 @@ func (s *Store) HostBase(ctx context.Context) (Base, error) {
 	if b, ok := readHostRecord(cache, key); ok {
 		return b, nil
 	}
-	b, err := s.makeHostBase(ctx)
+	publishing, err := s.Publishing(ctx)
 	if err != nil {
 		return Base{}, err
+	}
+	defer publishing()
+	b, err := s.makeHostBase(ctx)
+	if err != nil {
+		return Base{}, s.Explain(err)
 	}
 	rec, err := json.Marshal(hostRecord{key, b})
 	if err != nil {

@@ -61,14 +61,25 @@ func openPath(path string) (int, unix.Stat_t, error) {
 // mapped owners where ns is not nil and with attr set. path is for messages.
 func cloneTree(src int, path string, recursive bool, ns *os.File, attr uint64) (int, error) {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
-	at := uint(unix.AT_EMPTY_PATH)
 	if recursive {
 		flags |= unix.AT_RECURSIVE
-		at |= unix.AT_RECURSIVE
 	}
 	fd, err := unix.OpenTree(src, "", flags)
 	if err != nil {
 		return -1, fmt.Errorf("clone mount of %q: %w", path, err)
+	}
+	if err := setTree(fd, path, recursive, ns, attr); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// setTree sets the attributes of a detached mount, see cloneTree.
+func setTree(fd int, path string, recursive bool, ns *os.File, attr uint64) error {
+	at := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		at |= unix.AT_RECURSIVE
 	}
 	set := unix.MountAttr{Attr_set: attr, Propagation: unix.MS_PRIVATE}
 	if ns != nil {
@@ -76,13 +87,12 @@ func cloneTree(src int, path string, recursive bool, ns *os.File, attr uint64) (
 		set.Userns_fd = uint64(ns.Fd())
 	}
 	if err := unix.MountSetattr(fd, "", at, &set); err != nil {
-		unix.Close(fd)
 		if ns != nil && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM)) {
-			return -1, fmt.Errorf("map owners of %q: %w: %w", path, errNoIDMap, err)
+			return fmt.Errorf("map owners of %q: %w: %w", path, errNoIDMap, err)
 		}
-		return -1, fmt.Errorf("set attributes of %q: %w", path, err)
+		return fmt.Errorf("set attributes of %q: %w", path, err)
 	}
-	return fd, nil
+	return nil
 }
 
 // moveTo attaches a detached mount on target. fd goes on to name the mount.

@@ -136,12 +136,7 @@ func (b *builder) build() (err error) {
 		}
 	}
 	for _, l := range b.a.Lowers {
-		at, _, err := openPath(l)
-		if err != nil {
-			return fmt.Errorf("open layer %q: %w", l, err)
-		}
-		fd, err := b.clone(at, l)
-		unix.Close(at)
+		fd, err := b.lower(l)
 		if err != nil {
 			return err
 		}
@@ -173,6 +168,41 @@ func (b *builder) build() (err error) {
 	return nil
 }
 
+// lower gives a layer's mount: of a directory, or of an image.
+func (b *builder) lower(path string) (int, error) {
+	at, st, err := openPath(path)
+	if err != nil {
+		return -1, fmt.Errorf("open layer %q: %w", path, err)
+	}
+	defer unix.Close(at)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return b.clone(at, path)
+	}
+	fd, err := mountImage(path)
+	if err != nil {
+		return -1, err
+	}
+	// The mount is fresh and nobody else's: no copy is needed.
+	err = setTree(fd, path, false, b.userns, safeAttr|unix.MOUNT_ATTR_RDONLY)
+	if errors.Is(err, errNoIDMap) {
+		err = b.unmapped(err)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// unmapped gives err unless the caller agreed to do without mapped owners.
+func (b *builder) unmapped(err error) error {
+	if !b.a.NoIDMapOK {
+		return hinted.New(err, "--degrade idmap runs without: the files then look as if nobody owned them")
+	}
+	b.r.IDMapped = false
+	return nil
+}
+
 func (b *builder) add(fd int, st unix.Stat_t, target string, readOnly bool) {
 	b.r.Mounts = append(b.r.Mounts, BindMount{
 		Tree: os.NewFile(uintptr(fd), target), Target: target, ReadOnly: readOnly, File: st.Mode&unix.S_IFMT != unix.S_IFDIR,
@@ -185,10 +215,9 @@ func (b *builder) clone(at int, src string) (int, error) {
 	const attr = safeAttr | unix.MOUNT_ATTR_RDONLY
 	fd, err := cloneTree(at, src, false, b.userns, attr)
 	if errors.Is(err, errNoIDMap) {
-		if !b.a.NoIDMapOK {
-			return -1, hinted.New(err, "--degrade idmap runs without: the files then look as if nobody owned them")
+		if err := b.unmapped(err); err != nil {
+			return -1, err
 		}
-		b.r.IDMapped = false
 		fd, err = cloneTree(at, src, false, nil, attr)
 	}
 	return fd, err

@@ -27,7 +27,13 @@ import (
 
 // Store is the directory of everything that survives a sandbox. All of it is
 // published by a temporary name, fsync and rename.
-type Store struct{ root string }
+type Store struct {
+	root string
+	// Spare is a directory on this host for what can be made anew and has no
+	// place in a store that is read-only: the skeleton of the host's base. ""
+	// is none.
+	Spare string
+}
 
 // OpenStore opens or makes the store at root, for root's eyes only.
 func OpenStore(root string) (*Store, error) {
@@ -55,29 +61,28 @@ func (s *Store) Lock(ctx context.Context, name string, exclusive bool) (release 
 	if strings.ContainsAny(name, "/\x00") || name == "" || name[0] == '.' {
 		return nil, fmt.Errorf("lock %q: not a plain name", name)
 	}
-	f, err := os.OpenFile(s.Path("locks", name), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
-	}
-	how := unix.LOCK_SH
-	if exclusive {
-		how = unix.LOCK_EX
-	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
+	for {
+		f, err := os.OpenFile(s.Path("locks", name), os.O_RDWR|os.O_CREATE, 0o600)
+		if errors.Is(err, unix.EROFS) { // a lock that is there can be taken all the same
+			f, err = os.Open(s.Path("locks", name))
+			if errors.Is(err, os.ErrNotExist) {
+				err = unix.EROFS
+			}
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+		if err != nil {
+			return nil, s.Explain(fmt.Errorf("lock %q: %w", name, err))
+		}
+		if err := flock(ctx, int(f.Fd()), exclusive); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %q: %w", name, err)
 		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock %q: %w", name, ctx.Err())
-		case <-time.After(wait):
+		// PruneLocks may have removed the file between the two: a lock that
+		// nobody else can find is none.
+		var st unix.Stat_t
+		if unix.Fstat(int(f.Fd()), &st) == nil && st.Nlink > 0 {
+			return func() { f.Close() }, nil
 		}
+		f.Close()
 	}
 }
 
@@ -86,9 +91,7 @@ var ErrBusy = errors.New("in use")
 
 // tryLock takes an exclusive lock or gives ErrBusy.
 func (s *Store) tryLock(name string) (func(), error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	release, err := s.Lock(ctx, name, true)
+	release, err := s.Lock(expired(), name, true)
 	if errors.Is(err, context.Canceled) {
 		return nil, ErrBusy
 	}
@@ -103,14 +106,14 @@ func (s *Store) TempDir(prefix string) (path string, done func() error, err erro
 	path = s.Path("tmp", prefix+"-"+hex.EncodeToString(b[:]))
 	lock, err := lockTemp(path + ".lock")
 	if err != nil {
-		return "", nil, fmt.Errorf("make temporary directory: %w", err)
+		return "", nil, s.Explain(fmt.Errorf("make temporary directory: %w", err))
 	}
 	done = func() error {
 		err := os.RemoveAll(path)
 		return errors.Join(err, os.Remove(path+".lock"), lock.Close())
 	}
 	if err := os.Mkdir(path, 0o700); err != nil {
-		return "", nil, errors.Join(fmt.Errorf("make temporary directory: %w", err), done())
+		return "", nil, errors.Join(s.Explain(fmt.Errorf("make temporary directory: %w", err)), done())
 	}
 	return path, done, nil
 }
@@ -175,6 +178,11 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 	}
 	for _, e := range ents {
 		if name := e.Name(); !strings.HasSuffix(name, ".lock") && !locked[name] {
+			if strings.HasPrefix(name, removedPrefix) { // no name leads there any more
+				errs = append(errs, os.RemoveAll(s.Path("tmp", name)))
+				did = append(did, "finished removing "+name)
+				continue
+			}
 			// An object or file that another process is writing has no lock.
 			// It has a young ctime, however long its content takes.
 			var st unix.Stat_t
@@ -192,11 +200,11 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 // WriteFile publishes a small file atomically and durably.
 func (s *Store) WriteFile(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("write: %w", err)
+		return s.Explain(fmt.Errorf("write: %w", err))
 	}
 	f, err := os.CreateTemp(s.Path("tmp"), "file-")
 	if err != nil {
-		return fmt.Errorf("write %q: %w", path, err)
+		return s.Explain(fmt.Errorf("write %q: %w", path, err))
 	}
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
@@ -204,7 +212,7 @@ func (s *Store) WriteFile(path string, data []byte) error {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("write %q: %w", path, err), os.Remove(f.Name()))
+		return errors.Join(s.Explain(fmt.Errorf("write %q: %w", path, err)), os.Remove(f.Name()))
 	}
 	return syncDir(filepath.Dir(path))
 }
@@ -332,6 +340,9 @@ func (e Entry) check() error {
 // layerTime is the mtime of everything in a layer: two bakes are equal.
 var layerTime = time.Unix(1577836800, 0) // 2020-01-01
 
+// emptyDigest is of no content: there is no object of it.
+var emptyDigest = hex.EncodeToString(sha256.New().Sum(nil))
+
 // objectPath is where a file's content lies. Files that are executable have
 // an object of their own: hard links share the mode.
 func (s *Store) objectPath(digest string, exec bool) string {
@@ -342,14 +353,20 @@ func (s *Store) objectPath(digest string, exec bool) string {
 	return s.Path("objects", digest[:2], digest[2:]+x)
 }
 
-// HasObject says whether the content is there.
+// HasObject says whether the content is there. Empty files need none.
 func (s *Store) HasObject(digest string, size int64, exec bool) bool {
+	if size == 0 && digest == emptyDigest {
+		return true
+	}
 	st, err := os.Lstat(s.objectPath(digest, exec))
 	return err == nil && st.Size() == size
 }
 
 // OpenObject opens content for reading.
 func (s *Store) OpenObject(digest string, exec bool) (*os.File, error) {
+	if digest == emptyDigest {
+		return os.Open(os.DevNull)
+	}
 	return os.Open(s.objectPath(digest, exec))
 }
 
@@ -357,15 +374,18 @@ func (s *Store) OpenObject(digest string, exec bool) (*os.File, error) {
 func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, err error) {
 	f, err := os.CreateTemp(s.Path("tmp"), "object-")
 	if err != nil {
-		return "", 0, fmt.Errorf("store object: %w", err)
+		return "", 0, s.Explain(fmt.Errorf("store object: %w", err))
 	}
 	defer os.Remove(f.Name()) // gone already when it was published
 	h := sha256.New()
 	size, err = io.Copy(io.MultiWriter(f, h), r)
 	if err != nil {
-		return "", 0, errors.Join(fmt.Errorf("store object: %w", err), f.Close())
+		return "", 0, errors.Join(s.Explain(fmt.Errorf("store object: %w", err)), f.Close())
 	}
 	digest = hex.EncodeToString(h.Sum(nil))
+	if size == 0 {
+		return digest, 0, f.Close()
+	}
 	path := s.objectPath(digest, exec)
 	mode := os.FileMode(0o444)
 	if exec {
@@ -388,7 +408,7 @@ func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, er
 		}
 	}
 	if err != nil {
-		return "", 0, fmt.Errorf("store object: %w", err)
+		return "", 0, s.Explain(fmt.Errorf("store object: %w", err))
 	}
 	return digest, size, nil
 }
@@ -396,10 +416,12 @@ func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, er
 // AddTree stores every file below dir and gives the manifest. It goes by
 // descriptors and follows no link: what is there may have been written by a
 // workload, which must be dead. skip leaves out a path and what is below it.
+// A tree below the store's own tmp/ is given up: its files may become the
+// store's (see adopt) instead of being copied.
 func (s *Store) AddTree(ctx context.Context, dir *os.File, skip func(path string) bool) (*Manifest, error) {
 	m := &Manifest{}
-	err := s.addDir(ctx, dir, "", addOptions{skip: skip}, m)
-	return m, err
+	err := s.addDir(ctx, dir, "", addOptions{skip: skip, adopt: s.isStaged(dir)}, m)
+	return m, s.Explain(err)
 }
 
 // addOptions say what a tree may hold.
@@ -408,6 +430,8 @@ type addOptions struct {
 	// lenient leaves out devices, sockets and pipes and drops set-id bits,
 	// where it is an error otherwise: every distribution's root has some.
 	lenient bool
+	// adopt takes files over instead of copying them where that is safe.
+	adopt bool
 }
 
 func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, o addOptions, m *Manifest) error {
@@ -478,7 +502,17 @@ func (s *Store) addFile(f *os.File, path string, o addOptions, m *Manifest) erro
 	if exec {
 		mode = 0o555
 	}
-	d, n, err := s.PutObject(f, exec)
+	var d string
+	var n int64
+	adopted := false
+	if o.adopt {
+		if d, n, adopted, err = s.adopt(f, exec); err == nil && !adopted {
+			_, err = f.Seek(0, io.SeekStart)
+		}
+	}
+	if err == nil && !adopted {
+		d, n, err = s.PutObject(f, exec)
+	}
 	if err != nil {
 		return fmt.Errorf("add %q: %w", path, err)
 	}
@@ -498,7 +532,9 @@ func hexOf(digest string) (string, error) {
 
 // PublishLayer makes the layer of a manifest out of hard links to objects.
 // Publishing what is there already does nothing; two at once are fine.
+// What names the layer must be written before a prune may look: see Publish.
 func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err error) {
+	defer func() { err = s.Explain(err) }()
 	enc := m.Encode() // sorts
 	if err := m.checkTree(); err != nil {
 		return "", fmt.Errorf("make layer: %w", err)
@@ -506,8 +542,8 @@ func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err
 	sum := sha256.Sum256(enc)
 	id := hex.EncodeToString(sum[:])
 	final := s.Path("layers", id)
-	if _, err := os.Stat(final); err == nil {
-		return filepath.Join(final, "root"), nil
+	if p, err := s.LayerPath("sha256:" + id); err == nil {
+		return p, nil
 	}
 	tmp, done, err := s.TempDir("layer")
 	if err != nil {
@@ -560,8 +596,8 @@ func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err
 		return "", fmt.Errorf("sync layer: %w", err)
 	}
 	if err := os.Rename(work, final); err != nil {
-		if _, serr := os.Stat(final); serr == nil {
-			return filepath.Join(final, "root"), nil // another was first
+		if p, serr := s.LayerPath("sha256:" + id); serr == nil {
+			return p, nil // another was first
 		}
 		return "", fmt.Errorf("publish layer: %w", err)
 	}
@@ -578,7 +614,10 @@ var osLink = os.Link
 func (s *Store) linkObject(e Entry, p string) error {
 	obj := s.objectPath(e.Digest, e.Mode&0o111 != 0)
 	if e.Size == 0 {
-		return copyFile(obj, p, e.Mode)
+		if e.Digest != emptyDigest {
+			return fmt.Errorf("make %q: size 0, but not the digest of it", e.Path)
+		}
+		return copyFile(os.DevNull, p, e.Mode)
 	}
 	err := osLink(obj, p)
 	if !errors.Is(err, unix.EMLINK) {
@@ -614,33 +653,6 @@ func copyFile(from, to string, mode uint32) error {
 	return errors.Join(err, dst.Chmod(os.FileMode(mode&0o777)), dst.Close(), os.Chtimes(to, layerTime, layerTime))
 }
 
-// Layer gives a layer's directory and manifest.
-func (s *Store) Layer(digest string) (path string, m *Manifest, err error) {
-	id, err := hexOf(digest)
-	if err != nil {
-		return "", nil, err
-	}
-	b, err := os.ReadFile(s.Path("layers", id, "manifest"))
-	if err != nil {
-		return "", nil, fmt.Errorf("open layer: %w", err)
-	}
-	m, err = DecodeManifest(b)
-	return s.Path("layers", id, "root"), m, err
-}
-
-// LayerPath gives a layer's directory after a look whether it is there.
-func (s *Store) LayerPath(digest string) (string, error) {
-	id, err := hexOf(digest)
-	if err != nil {
-		return "", err
-	}
-	p := s.Path("layers", id, "root")
-	if _, err := os.Stat(p); err != nil {
-		return "", fmt.Errorf("open layer: %w", err)
-	}
-	return p, nil
-}
-
 // Layers lists the digests of all layers.
 func (s *Store) Layers() ([]string, error) {
 	ents, err := os.ReadDir(s.Path("layers"))
@@ -652,153 +664,4 @@ func (s *Store) Layers() ([]string, error) {
 		out = append(out, "sha256:"+e.Name())
 	}
 	return out, nil
-}
-
-// RemoveLayer removes a layer that no live sandbox uses, else ErrBusy.
-func (s *Store) RemoveLayer(digest string) error {
-	id, err := hexOf(digest)
-	if err != nil {
-		return err
-	}
-	release, err := s.tryLock("layer-" + id)
-	if err != nil {
-		return fmt.Errorf("remove layer %q: %w", digest, err)
-	}
-	defer release()
-	tmp, done, err := s.TempDir("removed")
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(s.Path("layers", id), filepath.Join(tmp, "layer")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return errors.Join(fmt.Errorf("remove layer: %w", err), done())
-	}
-	return done()
-}
-
-// Damage is one thing that is not as the manifest says.
-type Damage struct {
-	Path    string `json:"path"`
-	Problem string `json:"problem"`
-}
-
-// VerifyLayer reads a whole layer and compares it with its manifest, and the
-// manifest with the digest. Content that is damaged in the store of objects
-// too is taken out of it.
-func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error) {
-	root, m, err := s.Layer(digest)
-	if err != nil && root != "" { // what it should hold is not known any more
-		return []Damage{{"manifest", err.Error()}}, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var out []Damage
-	bad := func(path, format string, a ...any) { out = append(out, Damage{path, fmt.Sprintf(format, a...)}) }
-	if got := m.Digest(); got != digest {
-		bad("manifest", "its digest is %s", got)
-	}
-	want := map[string]bool{}
-	for _, e := range m.Entries {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		want[e.Path] = true
-		p := filepath.Join(root, e.Path)
-		st, err := os.Lstat(p)
-		if err != nil {
-			bad(e.Path, "missing")
-			continue
-		}
-		switch {
-		case e.Type == 'd' && !st.IsDir(), e.Type == 'l' && st.Mode()&os.ModeSymlink == 0, e.Type == 'f' && !st.Mode().IsRegular():
-			bad(e.Path, "is another kind of file now")
-			continue
-		}
-		if e.Type == 'l' {
-			if l, err := os.Readlink(p); err != nil || l != e.Link {
-				bad(e.Path, "links to %q, not %q", l, e.Link)
-			}
-			continue
-		}
-		if got := uint32(st.Mode().Perm()); got != e.Mode {
-			bad(e.Path, "mode is %o, not %o", got, e.Mode)
-		}
-		if e.Type != 'f' {
-			continue
-		}
-		got, err := fileDigest(p)
-		if err != nil {
-			return nil, fmt.Errorf("verify: %w", err)
-		}
-		if got != e.Digest {
-			bad(e.Path, "content changed: sha256 %s, not %s", got, e.Digest)
-			// The object is most likely the same inode: nothing new may be made
-			// of it.
-			if err := s.dropDamaged(e.Digest, e.Mode&0o111 != 0); err != nil {
-				return nil, err
-			}
-		}
-	}
-	err = filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
-		if rel, _ := filepath.Rel(root, p); err == nil && rel != "." && !want[rel] {
-			bad(rel, "is not in the manifest")
-		}
-		return err
-	})
-	return out, err
-}
-
-// dropDamaged removes an object whose content is not what its name says.
-func (s *Store) dropDamaged(digest string, exec bool) error {
-	p := s.objectPath(digest, exec)
-	got, err := fileDigest(p)
-	if errors.Is(err, os.ErrNotExist) || err == nil && got == digest {
-		return nil
-	}
-	if err == nil {
-		err = os.Remove(p)
-	}
-	if err != nil {
-		return fmt.Errorf("drop damaged object: %w", err)
-	}
-	return nil
-}
-
-func fileDigest(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
-// PruneObjects removes content that no layer links to. Bakes hold the lock
-// "objects" shared while theirs is not yet in a layer.
-func (s *Store) PruneObjects(ctx context.Context) (freedBytes int64, n int, err error) {
-	release, err := s.tryLock("objects")
-	if err != nil {
-		return 0, 0, fmt.Errorf("prune objects: a bake is running: %w", err)
-	}
-	defer release()
-	err = filepath.WalkDir(s.Path("objects"), func(p string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return errors.Join(err, ctx.Err())
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
-			return fmt.Errorf("prune objects: %w", err)
-		}
-		if st.Nlink == 1 {
-			freedBytes += st.Blocks * 512
-			n++
-			return os.Remove(p)
-		}
-		return nil
-	})
-	return freedBytes, n, err
 }

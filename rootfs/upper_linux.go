@@ -82,7 +82,7 @@ func (u Upper) mountDisk() (m int, notes []string, err error) {
 	if err := cmd.Run(); err != nil {
 		return -1, nil, fmt.Errorf("make file system in disk image: %w: %s", err, strings.TrimSpace(out.String()))
 	}
-	loop, err := attachLoop(img)
+	loop, err := attachLoop(img, false)
 	if err != nil {
 		return -1, nil, err
 	}
@@ -102,8 +102,9 @@ func isFile(p string) bool {
 	return err == nil && st.Mode().IsRegular()
 }
 
-// attachLoop finds a free loop device for img (LOOP_CONFIGURE: Linux 5.8).
-func attachLoop(img *os.File) (*os.File, error) {
+// attachLoop finds a free loop device for img (LOOP_CONFIGURE: Linux 5.8). It
+// frees itself with its last user.
+func attachLoop(img *os.File, readOnly bool) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, hinted.New(fmt.Errorf("find loop device: %w", err), "modprobe loop; or a --disk of at most half of --memory, which needs none")
@@ -121,12 +122,16 @@ func attachLoop(img *os.File) (*os.File, error) {
 				return nil, fmt.Errorf("make %q: %w", path, err)
 			}
 		}
-		dev, err := os.OpenFile(path, os.O_RDWR, 0)
+		mode, flags := os.O_RDWR, uint32(unix.LO_FLAGS_AUTOCLEAR)
+		if readOnly {
+			mode, flags = os.O_RDONLY, flags|unix.LO_FLAGS_READ_ONLY
+		}
+		dev, err := os.OpenFile(path, mode, 0)
 		if err != nil {
 			return nil, fmt.Errorf("open loop device: %w", err)
 		}
 		cfg := unix.LoopConfig{Fd: uint32(img.Fd())}
-		cfg.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
+		cfg.Info.Flags = flags
 		err = unix.IoctlLoopConfigure(int(dev.Fd()), &cfg)
 		if err == nil {
 			return dev, nil

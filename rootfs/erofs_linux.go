@@ -1,0 +1,158 @@
+package rootfs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/hinted"
+)
+
+const noErofs = "modprobe erofs; where the kernel has none: sbxrun env pack --undo NAME, on a host that has it"
+
+// fileBacked is replaced by tests of what is done on kernels without it.
+var fileBacked = true
+
+// mountImage gives a detached read-only mount of an EROFS image, from the file
+// itself (Linux 6.12) or by a loop device. Only images that this package made
+// are mounted: a file system's driver is no parser of outside input.
+func mountImage(path string) (int, error) {
+	const attr = safeAttr | unix.MOUNT_ATTR_RDONLY
+	if fileBacked {
+		fd, err := Fsmount("erofs", attr, [2]string{"source", path})
+		switch {
+		case err == nil:
+			return fd, nil
+		case errors.Is(err, unix.ENODEV):
+			return -1, hinted.New(fmt.Errorf("mount layer %q: %w", path, err), noErofs)
+		case !errors.Is(err, unix.ENOTBLK): // it wants a block device
+			return -1, fmt.Errorf("mount layer %q: %w", path, err)
+		}
+	}
+	img, err := os.Open(path)
+	if err != nil {
+		return -1, fmt.Errorf("mount layer: %w", err)
+	}
+	defer img.Close()
+	loop, err := attachLoop(img, true)
+	if err != nil {
+		return -1, fmt.Errorf("mount layer %q: %w", path, err)
+	}
+	defer loop.Close() // the mount holds it
+	fd, err := Fsmount("erofs", attr, [2]string{"source", loop.Name()})
+	if err != nil {
+		return -1, fmt.Errorf("mount layer %q: %w", path, err)
+	}
+	return fd, nil
+}
+
+// OpenLayer opens a layer's tree for reading, packed or not, until it is closed.
+// Nothing appears in any mount table.
+func (s *Store) OpenLayer(digest string) (*os.File, error) {
+	path, err := s.LayerPath(digest)
+	if err != nil {
+		return nil, err
+	}
+	return openTree(path)
+}
+
+func openTree(path string) (*os.File, error) {
+	if filepath.Base(path) != imageName {
+		f, err := os.Open(path)
+		if err != nil {
+			return nil, fmt.Errorf("open layer: %w", err)
+		}
+		return f, nil
+	}
+	m, err := mountImage(path)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(m)
+	// The mount's descriptor is O_PATH: one that can be read holds the mount too.
+	fd, err := unix.Openat(m, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open layer %q: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// WriteEROFS writes a layer, after every byte of it was compared with its
+// manifest, as an uncompressed EROFS image to dst, which must not be there. The
+// same layer gives the same bytes with the same mkfs.erofs: owner, times and
+// UUID are fixed.
+func (s *Store) WriteEROFS(ctx context.Context, digest, dst string) error {
+	id, err := hexOf(digest)
+	if err != nil {
+		return err
+	}
+	release, err := s.holdLayer(ctx, id, false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.writeEROFS(ctx, digest, id, dst)
+}
+
+// writeEROFS is for who holds the layer.
+func (s *Store) writeEROFS(ctx context.Context, digest, id, dst string) (err error) {
+	damage, err := s.VerifyLayer(ctx, digest)
+	if err != nil {
+		return err
+	}
+	if len(damage) > 0 {
+		return hinted.New(fmt.Errorf("write EROFS image of %q: %s: %s", digest, damage[0].Path, damage[0].Problem), "the layer is damaged: remove the environment and bake it again")
+	}
+	tree, err := s.OpenLayer(digest)
+	if err != nil {
+		return err
+	}
+	defer tree.Close()
+	mkfs, err := exec.LookPath("mkfs.erofs")
+	if err != nil {
+		if mkfs = "/usr/sbin/mkfs.erofs"; !isFile(mkfs) {
+			return hinted.New(errors.New("write EROFS image: mkfs.erofs not found"), "apt-get install erofs-utils")
+		}
+	}
+	out, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return s.Explain(fmt.Errorf("write EROFS image: %w", err))
+	}
+	defer func() {
+		if err = errors.Join(err, out.Close()); err != nil {
+			err = errors.Join(s.Explain(err), os.Remove(dst))
+		}
+	}()
+	// Modification times are all the store's own; -T without them kept would give
+	// the directories the time of now.
+	cmd := exec.CommandContext(ctx, mkfs, "--quiet", "-x-1", "--all-root", "-T"+strconv.FormatInt(layerTime.Unix(), 10),
+		"-U", uuidOf(id), "/proc/self/fd/3", "/proc/self/fd/4/.")
+	cmd.ExtraFiles = []*os.File{out, tree}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Run(); err != nil {
+		if strings.Contains(said.String(), unix.ENOSPC.Error()) || strings.Contains(said.String(), "No space left") {
+			err = unix.ENOSPC
+		}
+		lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+		return fmt.Errorf("write EROFS image of %q: %w: %s", digest, err, lines[len(lines)-1])
+	}
+	if err := out.Sync(); err != nil {
+		return fmt.Errorf("write EROFS image: %w", err)
+	}
+	return nil
+}
+
+// uuidOf makes an image's UUID of the layer's digest.
+func uuidOf(id string) string {
+	return id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:32]
+}
