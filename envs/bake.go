@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -58,9 +60,6 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		}
 	}
 	m.progress.Phase("publish", fmt.Sprintf("%d files", len(man.Entries)))
-	if e.Path, err = m.store.PublishLayer(ctx, man); err != nil {
-		return nil, err
-	}
 	e.Digest = man.Digest()
 	for _, f := range man.Entries {
 		if f.Type == 'f' {
@@ -72,7 +71,14 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 			e.Packages = append(e.Packages, Package{Name: normalise(name), Version: version})
 		}
 	}
-	return e, m.save(e)
+	err = m.store.Publish(ctx, man, func(path string) error {
+		e.Path = path
+		return m.save(e)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 func composable(r Recipe, l *lock) bool {
@@ -162,7 +168,8 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 	if err != nil {
 		return nil, fmt.Errorf("compile: %w", err)
 	}
-	if res.ExitCode > 1 || res.Reason != "exit" && res.Reason != "" {
+	diskFull := strings.Contains(string(out.b), unix.ENOSPC.Error()) || strings.Contains(string(out.b), "No space left on device")
+	if res.ExitCode > 1 || res.Reason != "exit" && res.Reason != "" || diskFull {
 		return nil, explain("compile", r.File, res, string(out.b))
 	}
 	if err := ctx.Err(); err != nil {
@@ -253,8 +260,12 @@ func (m *Manager) compose(ctx context.Context, r Recipe, t *tool, l *lock, py py
 	var parts []*rootfs.Manifest
 	var missing []requirement
 	skeleton, ok := m.part(skeletonKey(r, t, py))
+	if ok {
+		touch(m.store.Path("envs", "parts", skeletonKey(r, t, py)))
+	}
 	for _, q := range l.in.reqs {
 		if p, have := m.part(wheelKey(q, r, t, py)); have {
+			touch(m.store.Path("envs", "parts", wheelKey(q, r, t, py)))
 			parts = append(parts, p)
 		} else {
 			missing = append(missing, q)

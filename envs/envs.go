@@ -9,6 +9,7 @@
 package envs
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -216,7 +217,7 @@ func (m *Manager) Ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 	lock, err := m.lock(ctx, r, in, py)
 	ph.add("resolve", start)
 	if err != nil {
-		return nil, ph, err
+		return nil, ph, m.store.Explain(err)
 	}
 	start = time.Now()
 	key := m.key(r, lock, py)
@@ -228,6 +229,9 @@ func (m *Manager) Ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, ph, err
+	}
+	if err := m.store.Writable(); err != nil {
+		return nil, ph, fmt.Errorf("bake %q: %w", r.File, err)
 	}
 	release, err := m.store.Lock(ctx, "env-"+key, true)
 	if err != nil {
@@ -242,7 +246,7 @@ func (m *Manager) Ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 	}
 	ph.add("bake", start)
 	if err != nil {
-		return nil, ph, err
+		return nil, ph, m.store.Explain(err)
 	}
 	return env, ph, nil
 }
@@ -283,10 +287,17 @@ func (m *Manager) load(key string) (*Env, error) {
 	return &e, nil
 }
 
+// save writes an environment's record, for who holds [rootfs.Store.Publishing]
+// since its layer was published. A layer that was removed all the same is an error.
 func (m *Manager) save(e *Env) error {
 	b, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
 		return err
+	}
+	for _, l := range e.layers() {
+		if _, err := m.store.LayerPath(l); err != nil {
+			return &Error{Msg: "bake: a layer was removed meanwhile: " + err.Error(), Tip: "run it again", Err: err}
+		}
 	}
 	return m.store.WriteFile(m.recordPath(e.Key), b)
 }
@@ -305,7 +316,19 @@ func (m *Manager) addName(name string, e *Env) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	return m.store.WriteFile(m.store.Path("envs", "names", name), []byte(e.Key+"\n"))
+	p, text := m.store.Path("envs", "names", name), e.Key+"\n"
+	if b, err := os.ReadFile(p); err == nil && string(b) == text {
+		return nil // also on a read-only store
+	}
+	release, err := m.store.Publishing(context.Background())
+	if err != nil {
+		return err
+	}
+	defer release()
+	if _, err := m.load(e.Key); err != nil {
+		return &Error{Msg: fmt.Sprintf("name environment %q: it was removed meanwhile", name), Tip: "run it again", Err: err}
+	}
+	return m.store.WriteFile(p, []byte(text))
 }
 
 // List gives all environments, oldest first.
@@ -353,16 +376,9 @@ func (m *Manager) Get(ref string) (*Env, error) {
 		}
 		return nil, fail("bake it again: sbxrun env build --name "+ref, "environment %q: its layer is gone", ref)
 	}
-	hexRef := strings.TrimPrefix(ref, "sha256:")
-	all, err := m.List()
+	found, err := m.byDigits(strings.TrimPrefix(ref, "sha256:"))
 	if err != nil {
 		return nil, err
-	}
-	var found []*Env
-	for _, e := range all {
-		if len(hexRef) >= 8 && (strings.HasPrefix(e.Key, hexRef) || strings.HasPrefix(strings.TrimPrefix(e.Digest, "sha256:"), hexRef)) {
-			found = append(found, e)
-		}
 	}
 	switch len(found) {
 	case 1:
@@ -373,62 +389,48 @@ func (m *Manager) Get(ref string) (*Env, error) {
 	return nil, fail("give more digits", "environment %q: several match", ref)
 }
 
-// Remove forgets an environment and removes its layer, unless another
-// environment has the same content. One that a live sandbox uses stays.
-func (m *Manager) Remove(ref string) error {
-	e, err := m.Get(ref)
+// byDigits gives the environments whose key or content digest begins with the
+// digits. A thousand others are looked at by name or, unparsed, by content.
+func (m *Manager) byDigits(digits string) (found []*Env, err error) {
+	if len(digits) < 8 {
+		return nil, nil
+	}
+	d, err := os.Open(m.store.Path("envs"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("find environment: %w", err)
 	}
-	all, err := m.List()
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("find environment: %w", err)
 	}
-	shared := false
-	for _, o := range all {
-		shared = shared || o.Key != e.Key && o.Digest == e.Digest
-	}
-	if !shared {
-		if err := m.store.RemoveLayer(e.Digest); err != nil {
-			if errors.Is(err, rootfs.ErrBusy) {
-				return &Error{Msg: fmt.Sprintf("remove environment %q: a live sandbox uses it", ref), Tip: "wait for its end", Err: err}
-			}
-			return err
-		}
-	}
-	ents, _ := os.ReadDir(m.store.Path("envs", "names"))
-	for _, de := range ents {
-		p := m.store.Path("envs", "names", de.Name())
-		if b, err := os.ReadFile(p); err == nil && strings.TrimSpace(string(b)) == e.Key {
-			if err := os.Remove(p); err != nil {
-				return fmt.Errorf("remove environment: %w", err)
-			}
-		}
-	}
-	return os.Remove(m.recordPath(e.Key))
-}
-
-// Prune removes environments without a name that are older than age, and then
-// content that nothing uses. It returns what it removed and freed.
-func (m *Manager) Prune(ctx context.Context, age time.Duration, named bool) (removed []string, freedBytes int64, err error) {
-	all, err := m.List()
-	if err != nil {
-		return nil, 0, err
-	}
-	for _, e := range all {
-		if len(e.Names) > 0 && !named || time.Since(e.CreatedAt) < age {
+	// No layer of these digits: no record needs to be read for them.
+	layers, _ := filepath.Glob(m.store.Path("layers", digits+"*"))
+	for _, n := range names {
+		key, ok := strings.CutSuffix(n, ".json")
+		if !ok || !strings.HasPrefix(key, digits) && len(layers) == 0 {
 			continue
 		}
-		if err := m.Remove(e.Key); err != nil {
-			if errors.Is(err, rootfs.ErrBusy) {
+		if !strings.HasPrefix(key, digits) {
+			if b, err := os.ReadFile(m.recordPath(key)); err != nil || !bytes.Contains(b, []byte(`"sha256:`+digits)) {
 				continue
 			}
-			return removed, 0, err
 		}
-		removed = append(removed, e.Key)
+		e, err := m.load(key)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasPrefix(key, digits) || strings.HasPrefix(e.Digest, "sha256:"+digits) {
+			found = append(found, e)
+		}
 	}
-	freedBytes, _, err = m.store.PruneObjects(ctx)
-	return removed, freedBytes, err
+	return found, nil
 }
 
 // Verify reads an environment's every byte and says what changed.

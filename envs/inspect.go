@@ -50,13 +50,3 @@ func signatures(store *rootfs.Store, digest string) []SignedBy {
 	}
 	return out
 }
-
-// Inspect is an environment with its layer's directory and the signatures that
-// the store has of it, as JSON.
-func (e *Env) Inspect(store *rootfs.Store) ([]byte, error) {
-	return json.MarshalIndent(struct {
-		*Env
-		Path       string     `json:"path"`
-		Signatures []SignedBy `json:"signatures,omitempty"`
-	}{e, e.Path, signatures(store, e.Digest)}, "", "  ")
-}

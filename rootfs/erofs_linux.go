@@ -156,3 +156,107 @@ func (s *Store) writeEROFS(ctx context.Context, digest, id, dst string) (err err
 func uuidOf(id string) string {
 	return id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:32]
 }
+
+// Pack turns a layer into one EROFS image: fewer inodes, and a store that can be
+// copied or served as few large files. The image is compared with the manifest
+// before the tree goes; a crash leaves one of the two, or both. A layer that a
+// live sandbox uses is ErrBusy.
+func (s *Store) Pack(ctx context.Context, digest string) error {
+	return s.convert(ctx, digest, imageName, func(id, tmp string, m *Manifest) error {
+		if err := s.writeEROFS(ctx, digest, id, tmp); err != nil {
+			return err
+		}
+		damage, err := s.verifyTree(ctx, tmp, m)
+		if err == nil && len(damage) > 0 {
+			err = fmt.Errorf("the image differs: %s: %s", damage[0].Path, damage[0].Problem)
+		}
+		return err
+	})
+}
+
+// Unpack turns an image into a tree of links to objects again.
+func (s *Store) Unpack(ctx context.Context, digest string) error {
+	release, err := s.Lock(ctx, "objects", false)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return s.convert(ctx, digest, treeName, func(_, tmp string, m *Manifest) error {
+		tree, err := s.OpenLayer(digest)
+		if err != nil {
+			return err
+		}
+		defer tree.Close()
+		got, err := s.AddTree(ctx, tree, nil)
+		if err != nil {
+			return err
+		}
+		if got.Digest() != m.Digest() {
+			return errors.New("the image is damaged: it is not what the manifest says")
+		}
+		if err := s.linkTree(ctx, m, tmp); err != nil {
+			return err
+		}
+		return syncAll(tmp)
+	})
+}
+
+// convert makes the other form of a layer, publishes it and removes the first.
+func (s *Store) convert(ctx context.Context, digest, form string, make func(id, tmp string, m *Manifest) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = s.Explain(fmt.Errorf("convert layer %q: %w", digest, err))
+		}
+	}()
+	id, err := hexOf(digest)
+	if err != nil {
+		return err
+	}
+	release, err := s.holdLayer(ctx, id, false)
+	if err != nil {
+		return err
+	}
+	defer func() { release() }()
+	path, m, err := s.Layer(digest)
+	if err != nil || filepath.Base(path) == form && form == imageName {
+		return err
+	}
+	to := s.Path("layers", id, form)
+	if filepath.Base(path) != form { // else a crash left both
+		tmp, done, terr := s.TempDir("convert")
+		if terr != nil {
+			return terr
+		}
+		defer func() { err = errors.Join(err, done()) }()
+		if err := make(id, filepath.Join(tmp, form), m); err != nil {
+			return err
+		}
+		if err := os.Rename(filepath.Join(tmp, form), to); err != nil && !errors.Is(err, unix.ENOTEMPTY) {
+			return err
+		}
+		if err := syncDir(filepath.Dir(to)); err != nil {
+			return err
+		}
+	}
+	// What runs on the other form goes on with it.
+	release()
+	if release, err = s.holdLayer(expired(), id, true); err != nil {
+		release = func() {}
+		if errors.Is(err, context.Canceled) {
+			err = ErrBusy
+		}
+		if form == imageName { // the tree is what everybody uses while it is there
+			err = errors.Join(err, os.Remove(to))
+		}
+		return err
+	}
+	other := map[string]string{imageName: treeName, treeName: imageName}[form]
+	if _, err := os.Lstat(s.Path("layers", id, other)); err != nil {
+		return nil //nolint:nilerr // another was first
+	}
+	gone, err := s.takeOut(s.Path("layers", id, other))
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(gone)
+}

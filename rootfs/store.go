@@ -217,6 +217,18 @@ func (s *Store) WriteFile(path string, data []byte) error {
 	return syncDir(filepath.Dir(path))
 }
 
+// syncAll is one flush for thousands of files: what a rename publishes is on disk.
+func syncAll(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("sync layer: %w", err)
+	}
+	if err = unix.Syncfs(int(d.Fd())); err != nil {
+		err = fmt.Errorf("sync layer: %w", err)
+	}
+	return errors.Join(err, d.Close())
+}
+
 func syncDir(path string) error {
 	d, err := os.Open(path)
 	if err != nil {
@@ -551,15 +563,39 @@ func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	work := filepath.Join(tmp, "layer")
-	if err := os.MkdirAll(filepath.Join(work, "root"), 0o755); err != nil {
+	if err := os.Mkdir(work, 0o755); err != nil {
 		return "", fmt.Errorf("make layer: %w", err)
 	}
-	var dirs []string
-	for _, e := range m.Entries {
-		if err := ctx.Err(); err != nil {
-			return "", err
+	if err := s.linkTree(ctx, m, filepath.Join(work, treeName)); err != nil {
+		return "", err
+	}
+	if err := s.WriteFile(filepath.Join(work, "manifest"), enc); err != nil {
+		return "", err
+	}
+	if err := syncAll(work); err != nil {
+		return "", err
+	}
+	if err := os.Rename(work, final); err != nil {
+		if p, serr := s.LayerPath("sha256:" + id); serr == nil {
+			return p, nil // another was first
 		}
-		p := filepath.Join(work, "root", e.Path)
+		return "", fmt.Errorf("publish layer: %w", err)
+	}
+	return filepath.Join(final, "root"), syncDir(s.Path("layers"))
+}
+
+// linkTree makes the tree of a manifest, which was checked, at root.
+func (s *Store) linkTree(ctx context.Context, m *Manifest, root string) error {
+	if err := os.Mkdir(root, 0o755); err != nil {
+		return fmt.Errorf("make layer: %w", err)
+	}
+	dirs := []string{root}
+	for _, e := range m.Entries {
+		err := ctx.Err()
+		if err != nil {
+			return err
+		}
+		p := filepath.Join(root, e.Path)
 		switch e.Type {
 		case 'd':
 			err = os.Mkdir(p, os.FileMode(e.Mode&0o777))
@@ -573,35 +609,15 @@ func (s *Store) PublishLayer(ctx context.Context, m *Manifest) (path string, err
 			err = s.linkObject(e, p)
 		}
 		if err != nil {
-			return "", fmt.Errorf("make layer: %w", err)
+			return fmt.Errorf("make layer: %w", err)
 		}
 	}
-	dirs = append(dirs, filepath.Join(work, "root"))
 	for i := len(dirs) - 1; i >= 0; i-- {
 		if err := errors.Join(os.Chmod(dirs[i], 0o755), os.Chtimes(dirs[i], layerTime, layerTime)); err != nil {
-			return "", fmt.Errorf("make layer: %w", err)
+			return fmt.Errorf("make layer: %w", err)
 		}
 	}
-	if err := s.WriteFile(filepath.Join(work, "manifest"), enc); err != nil {
-		return "", err
-	}
-	// One flush for thousands of files: what the rename publishes is on disk.
-	d, err := os.Open(work)
-	if err != nil {
-		return "", fmt.Errorf("make layer: %w", err)
-	}
-	err = unix.Syncfs(int(d.Fd()))
-	d.Close()
-	if err != nil {
-		return "", fmt.Errorf("sync layer: %w", err)
-	}
-	if err := os.Rename(work, final); err != nil {
-		if p, serr := s.LayerPath("sha256:" + id); serr == nil {
-			return p, nil // another was first
-		}
-		return "", fmt.Errorf("publish layer: %w", err)
-	}
-	return filepath.Join(final, "root"), syncDir(s.Path("layers"))
+	return nil
 }
 
 // osLink is replaced by tests that run out of links.

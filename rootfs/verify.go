@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Damage is one thing that is not as the manifest says.
@@ -29,17 +31,26 @@ func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error
 		return nil, err
 	}
 	var out []Damage
-	bad := func(path, format string, a ...any) { out = append(out, Damage{path, fmt.Sprintf(format, a...)}) }
 	if got := m.Digest(); got != digest {
-		bad("manifest", "its digest is %s", got)
+		out = append(out, Damage{"manifest", "its digest is " + got})
 	}
-	tree, err := openTree(root)
+	more, err := s.verifyTree(ctx, root, m)
+	return append(out, more...), err
+}
+
+// verifyTree compares a tree, or an image of one, with a manifest.
+func (s *Store) verifyTree(ctx context.Context, path string, m *Manifest) (out []Damage, err error) {
+	bad := func(path, format string, a ...any) { out = append(out, Damage{path, fmt.Sprintf(format, a...)}) }
+	packed := filepath.Base(path) == imageName
+	tree, err := openTree(path)
+	if packed && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EUCLEAN)) {
+		return []Damage{{imageName, err.Error()}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer tree.Close()
-	packed := filepath.Base(root) == imageName
-	root = fdPath(int(tree.Fd())) + "/."
+	root := fdPath(int(tree.Fd())) + "/."
 	want := map[string]bool{}
 	for _, e := range m.Entries {
 		if err := ctx.Err(); err != nil {
@@ -70,6 +81,10 @@ func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error
 			continue
 		}
 		got, err := fileDigest(p)
+		if packed && err != nil {
+			bad(e.Path, "%v", err)
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("verify: %w", err)
 		}

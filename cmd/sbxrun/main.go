@@ -151,7 +151,7 @@ func defaultDirs() runtime.Dirs {
 func verbs() []*verb {
 	return []*verb{
 		runVerb(), planVerb(),
-		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envLockVerb(), envVerifyVerb(), envSignVerb(),
+		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(), envVerifyVerb(), envSignVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
 		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),
 	}

@@ -15,7 +15,6 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/netns"
-	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
 )
 
@@ -493,7 +492,7 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 	if err != nil {
 		return nil, nil, err
 	}
-	store, err := rootfs.OpenStore(c.dirs.Root)
+	store, err := c.store()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -536,6 +535,9 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 		return nil, phases, err
 	}
 	if env != nil {
+		if !dry {
+			mgr.Used(env)
+		}
 		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Lowers: env.Lowers, Env: env.Vars, PathPrefix: env.PathPrefix()}
 	}
 	p, err := runtime.NewPlan(spec, host, c.dirs)

@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	goruntime "runtime"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -78,7 +77,17 @@ func onStore(c *command, args []string, least, most int) (*rootfs.Store, error) 
 	if err := needRoot(c); err != nil {
 		return nil, err
 	}
-	return rootfs.OpenStore(c.dirs.Root)
+	return c.store()
+}
+
+// store opens the store. Where it is read-only, what has to be made for this
+// host lies beside the state.
+func (c *command) store() (*rootfs.Store, error) {
+	s, err := rootfs.OpenStore(c.dirs.Root)
+	if err == nil {
+		s.Spare = filepath.Join(c.dirs.State, "spare")
+	}
+	return s, err
 }
 
 func (c *command) json(v any) (int, error) {
@@ -201,34 +210,6 @@ func jsonFlag(c *command) {
 	c.opts = asked
 }
 
-func envListVerb() *verb {
-	return &verb{
-		name: "env list", args: "[flags]", short: "list the environments", setup: jsonFlag,
-		run: func(c *command, args []string) (int, error) {
-			store, err := onStore(c, args, 0, 0)
-			if err != nil {
-				return 0, err
-			}
-			all, err := envs.Open(store, envs.Options{}).List()
-			if err != nil {
-				return 1, err
-			}
-			if *c.opts.(*bool) {
-				if all == nil {
-					all = []*envs.Env{}
-				}
-				return c.json(all)
-			}
-			w := tabwriter.NewWriter(c.ui.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "DIGEST\tNAMES\tBASE\tPYTHON\tPACKAGES\tSIZE\tBAKED")
-			for _, e := range all {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", envs.Short(e.Digest), strings.Join(e.Names, ","), e.Base, e.Python, len(e.Packages), human(e.SizeBytes), e.CreatedAt.Format(time.DateTime))
-			}
-			return 0, w.Flush()
-		},
-	}
-}
-
 func human(n int64) string {
 	switch {
 	case n >= 1<<30:
@@ -237,28 +218,6 @@ func human(n int64) string {
 		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
 	}
 	return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-}
-
-func envInspectVerb() *verb {
-	return &verb{
-		name: "env inspect", args: "NAME|DIGEST", short: "print all about an environment as JSON",
-		run: func(c *command, args []string) (int, error) {
-			store, err := onStore(c, args, 1, 1)
-			if err != nil {
-				return 0, err
-			}
-			e, err := envs.Open(store, envs.Options{}).Get(args[0])
-			if err != nil {
-				return 1, err
-			}
-			b, err := e.Inspect(store)
-			if err != nil {
-				return 1, err
-			}
-			c.ui.outf("%s\n", b)
-			return 0, nil
-		},
-	}
 }
 
 func envRemoveVerb() *verb {
@@ -275,38 +234,6 @@ func envRemoveVerb() *verb {
 				errs = append(errs, m.Remove(a))
 			}
 			return 0, errors.Join(errs...)
-		},
-	}
-}
-
-func envPruneVerb() *verb {
-	type opts struct {
-		age time.Duration
-		all bool
-	}
-	return &verb{
-		name: "env prune", args: "[flags]", short: "remove environments without a name, and content that nothing uses",
-		setup: func(c *command) {
-			o := &opts{}
-			c.flags.Var(durationValue{&o.age}, "older-than", "only those baked longer ago (as 720h)")
-			c.flags.BoolVarP(&o.all, "all", "a", "those with a name too")
-			c.opts = o
-		},
-		run: func(c *command, args []string) (int, error) {
-			store, err := onStore(c, args, 0, 0)
-			if err != nil {
-				return 0, err
-			}
-			o := c.opts.(*opts)
-			removed, freed, err := envs.Open(store, envs.Options{}).Prune(context.Background(), o.age, o.all)
-			for _, k := range removed {
-				c.ui.outf("removed %s\n", envs.Short(k))
-			}
-			if err != nil {
-				return 1, err
-			}
-			c.ui.outf("%d environments removed, %s of content freed\n", len(removed), human(freed))
-			return 0, nil
 		},
 	}
 }

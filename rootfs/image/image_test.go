@@ -152,7 +152,7 @@ func TestAddBaseKinds(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, l, map[bool]int{true: 0, false: 1}[i == 5], "the layer goes with its last base")
 	}
-	_, n, err := s.PruneObjects(ctx)
+	_, n, err := s.PruneObjects(nil)
 	require.NoError(t, err)
 	require.NotZero(t, n)
 	left, err := os.ReadDir(s.Path("tmp"))

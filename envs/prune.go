@@ -1,0 +1,666 @@
+package envs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/rootfs"
+)
+
+// PruneOptions say what may go. The zero value removes every environment that
+// has no name, and all that nothing needs then.
+type PruneOptions struct {
+	// OlderThan spares what was used more recently; 0 spares nothing.
+	OlderThan time.Duration
+	// Keep spares the most recently used ones of those that may go.
+	Keep int
+	// SizeBytes removes, least recently used first, only until the whole store
+	// takes no more than this on disk; 0 is no bound: all that may go goes.
+	SizeBytes int64
+	// Named lets environments with a name go too.
+	Named bool
+	// DryRun changes nothing and says what would be done.
+	DryRun bool
+}
+
+// Pruned is what a prune did.
+type Pruned struct {
+	Removed []*Env // what went, least recently used first
+	Busy    []*Env // what would have gone, but a live sandbox uses it
+	// FreedBytes is what the disk got back: environments, content, caches.
+	FreedBytes int64
+	// StoreBytes is what the store takes now; only with PruneOptions.SizeBytes.
+	StoreBytes int64
+	Parts      int // wheels seen before that were forgotten
+	Locks      int // resolved locks that were forgotten
+	// ContentStays: a bake is running, so content was left for the next prune.
+	ContentStays bool
+}
+
+// bakeWait is how long a prune waits for running bakes before it leaves the
+// content that they may be using.
+const bakeWait = 5 * time.Second
+
+// lockKeeps is how long a resolved lock is kept that no environment has, where
+// no age is given: with it, the pins go.
+const lockKeeps = 30 * 24 * time.Hour
+
+// useGrain is how precisely the last use is known.
+const useGrain = time.Hour
+
+// Used notes that an environment is being used: its record gets a new time of
+// change, at most once an hour. Where that cannot be written it is not noted.
+func (m *Manager) Used(e *Env) { touch(m.recordPath(e.Key)) }
+
+func touch(p string) {
+	var st unix.Stat_t
+	if unix.Stat(p, &st) != nil || time.Since(time.Unix(st.Mtim.Unix())) < useGrain {
+		return
+	}
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, p, nil, 0)
+}
+
+func (m *Manager) lastUse(e *Env) time.Time {
+	st, err := os.Stat(m.recordPath(e.Key))
+	if err != nil {
+		return e.CreatedAt
+	}
+	return st.ModTime()
+}
+
+// layers are all that an environment needs, its own first.
+func (e *Env) layers() []string { return append([]string{e.Digest}, e.Below...) }
+
+// Prune removes environments and then all that nothing uses: layers without a
+// record, parts, content, locks, caches, old tools. It is safe beside runs, bakes
+// and other prunes, and what a killed one left the next one finishes.
+func (m *Manager) Prune(ctx context.Context, o PruneOptions) (*Pruned, error) {
+	p := &Pruned{}
+	err := m.prune(ctx, o, p)
+	return p, m.store.Explain(err)
+}
+
+func (m *Manager) prune(ctx context.Context, o PruneOptions, p *Pruned) error {
+	if !o.DryRun {
+		if err := m.store.Writable(); err != nil {
+			return err
+		}
+		if _, err := m.store.GC(ctx); err != nil {
+			return err
+		}
+		freed, err := m.sweep(ctx)
+		p.FreedBytes += freed
+		if err != nil {
+			return err
+		}
+	}
+	over := int64(0) // bytes that have to go; 0: all that may go
+	if o.SizeBytes > 0 {
+		u, err := m.Usage()
+		if err != nil {
+			return err
+		}
+		p.StoreBytes = u.TotalBytes
+		if u.TotalBytes <= o.SizeBytes {
+			return nil
+		}
+		// What is kept for bakes to come goes before any environment.
+		loose, err := m.store.Unlinked(nil)
+		if err != nil {
+			return err
+		}
+		if over = u.TotalBytes - o.SizeBytes - loose; over <= 0 {
+			return m.pruneContent(ctx, o, p)
+		}
+	}
+	victims, err := m.victims(o, over)
+	if err != nil {
+		return err
+	}
+	gain := m.store.Reclaim()
+	for len(victims) > 0 {
+		gone, err := m.drop(ctx, victims, gain, o.DryRun, p)
+		if err != nil {
+			return err
+		}
+		if o.SizeBytes == 0 || over-gone <= 0 || len(p.Busy) == 0 || o.DryRun {
+			break
+		}
+		// Others have to go in place of those that are in use.
+		over -= gone
+		if victims, err = m.victims(o, over, p.Busy...); err != nil {
+			return err
+		}
+	}
+	return m.pruneContent(ctx, o, p)
+}
+
+// victims chooses the environments that may go, least recently used first. With
+// over they are no more than what frees so many bytes.
+func (m *Manager) victims(o PruneOptions, over int64, except ...*Env) ([]*Env, error) {
+	all, err := m.List()
+	if err != nil {
+		return nil, err
+	}
+	skip := map[string]bool{}
+	for _, e := range except {
+		skip[e.Key] = true
+	}
+	// An environment is in use as long as those are that extend it.
+	used := map[string]time.Time{}
+	for _, e := range all {
+		for _, l := range e.layers() {
+			if t := m.lastUse(e); t.After(used[l]) {
+				used[l] = t
+			}
+		}
+	}
+	var may []*Env
+	for _, e := range all {
+		if (len(e.Names) == 0 || o.Named) && !skip[e.Key] {
+			may = append(may, e)
+		}
+	}
+	sort.SliceStable(may, func(i, j int) bool { // what extends comes before what it extends
+		a, b := used[may[i].Digest], used[may[j].Digest]
+		if !a.Equal(b) {
+			return a.Before(b)
+		}
+		return len(may[i].Below) > len(may[j].Below)
+	})
+	may = may[:max(0, len(may)-o.Keep)]
+	var out []*Env
+	gone := map[string]bool{}
+	gain := m.store.Reclaim()
+	for _, e := range may {
+		if o.SizeBytes > 0 && over <= 0 {
+			break
+		}
+		if time.Since(used[e.Digest]) < o.OlderThan || extended(e, all, gone) != "" {
+			continue
+		}
+		gone[e.Key] = true
+		out = append(out, e)
+		if o.SizeBytes > 0 && !sharedLayer(e, all, gone) {
+			own, _, err := gain.Add(e.Digest)
+			if err != nil {
+				return nil, err
+			}
+			over -= own
+		}
+	}
+	return out, nil
+}
+
+// extended gives the name or key of an environment that stays and extends e.
+func extended(e *Env, all []*Env, gone map[string]bool) string {
+	for _, o := range all {
+		if gone[o.Key] || o.Key == e.Key {
+			continue
+		}
+		for _, l := range o.Below {
+			if l == e.Digest {
+				if len(o.Names) > 0 {
+					return o.Names[0]
+				}
+				return Short(o.Key)
+			}
+		}
+	}
+	return ""
+}
+
+// sharedLayer says whether an environment that stays has the same content.
+func sharedLayer(e *Env, all []*Env, gone map[string]bool) bool {
+	for _, o := range all {
+		if !gone[o.Key] && o.Key != e.Key && o.Digest == e.Digest {
+			return true
+		}
+	}
+	return false
+}
+
+// drop removes environments: under one lock what names them and the places of
+// their layers, so that nobody meets half of one, and then their files. A layer
+// goes with the last record that has it. Those in use stay. It gives the bytes
+// that are free then.
+func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim, dry bool, p *Pruned) (freed int64, err error) {
+	release, err := m.store.Removing(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if release != nil {
+			release()
+		}
+	}()
+	all, err := m.List()
+	if err != nil {
+		return 0, err
+	}
+	refs, now := map[string]int{}, map[string]*Env{}
+	for _, e := range all {
+		now[e.Key] = e
+		for _, l := range e.layers() {
+			refs[l]++
+		}
+	}
+	gone := map[string]bool{}
+	var rest []func() error
+	for _, v := range victims {
+		e := now[v.Key]
+		if e == nil || len(e.Names) > len(v.Names) || extended(e, all, gone) != "" {
+			continue // removed, named or extended meanwhile
+		}
+		var doomed []string
+		for _, l := range e.layers() {
+			if refs[l] == 1 {
+				doomed = append(doomed, l)
+			}
+		}
+		bytes := int64(0)
+		for _, l := range doomed {
+			own, _, err := gain.Add(l)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return freed, err
+			}
+			bytes += own
+		}
+		if !dry {
+			finish, err := m.store.RemoveLayers(doomed, func() error { return m.forget(e) })
+			if errors.Is(err, rootfs.ErrBusy) {
+				p.Busy = append(p.Busy, e)
+				continue
+			}
+			if err != nil {
+				return freed, err
+			}
+			rest = append(rest, finish)
+		}
+		for _, l := range e.layers() {
+			refs[l]--
+		}
+		gone[e.Key] = true
+		freed += bytes
+		p.Removed = append(p.Removed, e)
+	}
+	release()
+	release = nil
+	p.FreedBytes += freed
+	var errs []error
+	for _, finish := range rest {
+		errs = append(errs, finish())
+	}
+	return freed, errors.Join(errs...)
+}
+
+// forget removes what names an environment.
+func (m *Manager) forget(e *Env) error {
+	for _, n := range e.Names {
+		if err := os.Remove(m.store.Path("envs", "names", n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove environment: %w", err)
+		}
+	}
+	if err := os.Remove(m.recordPath(e.Key)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove environment: %w", err)
+	}
+	return nil
+}
+
+// Remove forgets an environment and removes its layer, unless another
+// environment has the same content. One that a live sandbox uses stays, and one
+// that another extends.
+func (m *Manager) Remove(ref string) error {
+	e, err := m.Get(ref)
+	if err != nil {
+		return err
+	}
+	if err := m.store.Writable(); err != nil {
+		return err
+	}
+	all, err := m.List()
+	if err != nil {
+		return err
+	}
+	for _, o := range all {
+		if o.Key == e.Key {
+			e = o // with all its names
+		}
+	}
+	if by := extended(e, all, nil); by != "" {
+		return fail("sbxrun env rm "+by+" first", "remove environment %q: %q extends it", ref, by)
+	}
+	p := &Pruned{}
+	if _, err := m.drop(context.Background(), []*Env{e}, m.store.Reclaim(), false, p); err != nil {
+		return m.store.Explain(err)
+	}
+	if len(p.Busy) > 0 {
+		return &Error{Msg: fmt.Sprintf("remove environment %q: a live sandbox uses it", ref), Tip: "wait for its end", Err: rootfs.ErrBusy}
+	}
+	return nil
+}
+
+// sweep removes what killed bakes and removals left where names are looked for:
+// layers that no record has, records without their layer, names of nothing.
+func (m *Manager) sweep(ctx context.Context) (freed int64, err error) {
+	release, err := m.store.Removing(ctx)
+	if err != nil {
+		return 0, err
+	}
+	finish, freed, err := m.sweepLocked()
+	release()
+	if err == nil {
+		err = finish()
+	}
+	return freed, err
+}
+
+func (m *Manager) sweepLocked() (finish func() error, freed int64, err error) {
+	used, digests := map[string]bool{}, map[string]bool{}
+	ents, err := os.ReadDir(m.store.Path("envs"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, 0, fmt.Errorf("prune: %w", err)
+	}
+	keys := map[string]bool{}
+	for _, de := range ents {
+		key, ok := strings.CutSuffix(de.Name(), ".json")
+		if !ok {
+			continue
+		}
+		e, err := m.load(key)
+		if errors.Is(err, os.ErrNotExist) {
+			err = os.Remove(m.recordPath(key))
+		} else if err == nil {
+			keys[key], digests[strings.TrimPrefix(e.Digest, "sha256:")] = true, true
+			for _, l := range e.layers() {
+				used[l] = true
+			}
+		}
+		if err != nil {
+			return nil, 0, fmt.Errorf("prune: %w", err)
+		}
+	}
+	names, _ := os.ReadDir(m.store.Path("envs", "names"))
+	for _, de := range names {
+		p := m.store.Path("envs", "names", de.Name())
+		if b, err := os.ReadFile(p); err == nil && !keys[strings.TrimSpace(string(b))] {
+			if err := os.Remove(p); err != nil {
+				return nil, 0, fmt.Errorf("prune: %w", err)
+			}
+		}
+	}
+	signatures, _ := os.ReadDir(m.store.Path("envs", "signatures"))
+	for _, de := range signatures {
+		if !digests[de.Name()] {
+			if err := os.RemoveAll(m.store.Path("envs", "signatures", de.Name())); err != nil {
+				return nil, 0, fmt.Errorf("prune: %w", err)
+			}
+		}
+	}
+	orphans, err := m.store.Orphans(func(l string) bool { return used[l] })
+	if err != nil {
+		return nil, 0, err
+	}
+	gain := m.store.Reclaim()
+	var rest []func() error
+	for _, l := range orphans {
+		own, _, err := gain.Add(l)
+		if err != nil {
+			return nil, freed, err
+		}
+		done, err := m.store.RemoveLayers([]string{l}, nil)
+		if errors.Is(err, rootfs.ErrBusy) {
+			continue // what runs on it found it when it still had a name
+		}
+		if err != nil {
+			return nil, freed, err
+		}
+		freed += own
+		rest = append(rest, done)
+	}
+	return func() error {
+		var errs []error
+		for _, f := range rest {
+			errs = append(errs, f())
+		}
+		return errors.Join(errs...)
+	}, freed, nil
+}
+
+// pruneContent removes what is kept for bakes to come and is needed by nothing:
+// parts, content, locks, caches, tools.
+func (m *Manager) pruneContent(ctx context.Context, o PruneOptions, p *Pruned) error {
+	if o.DryRun {
+		keep, _, err := m.parts(o, false)
+		if err != nil {
+			return err
+		}
+		loose, err := m.store.Unlinked(keep)
+		if p.FreedBytes += loose; o.SizeBytes > 0 {
+			p.StoreBytes -= p.FreedBytes
+		}
+		return err
+	}
+	if err := m.pruneLocks(o, p); err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, bakeWait)
+	defer cancel()
+	release, err := m.store.BlockBakes(wait)
+	if errors.Is(err, rootfs.ErrBusy) && ctx.Err() == nil {
+		p.ContentStays = true
+		err = nil
+	} else if err == nil {
+		defer release()
+		err = m.pruneBlocked(ctx, o, p)
+	}
+	if err == nil && o.SizeBytes > 0 {
+		u, uerr := m.Usage()
+		if err = uerr; err == nil {
+			p.StoreBytes = u.TotalBytes
+		}
+	}
+	return err
+}
+
+// pruneBlocked is the part that no bake may be beside.
+func (m *Manager) pruneBlocked(ctx context.Context, o PruneOptions, p *Pruned) error {
+	keep, n, err := m.parts(o, true)
+	if err != nil {
+		return err
+	}
+	p.Parts += n
+	freed, _, err := m.store.PruneObjects(keep)
+	p.FreedBytes += freed
+	if err != nil {
+		return err
+	}
+	for _, f := range []func(PruneOptions) (int64, error){m.pruneCache, m.pruneTools, m.pruneLockFiles} {
+		freed, err := f(o)
+		if p.FreedBytes += freed; err != nil {
+			return err
+		}
+	}
+	if _, err := m.store.PruneLocks(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// parts decides which of the wheels seen before stay: those whose content is in
+// layers anyway, and those of recent bakes, unless room has to be made. It gives
+// what to keep for the latter, and how many go.
+func (m *Manager) parts(o PruneOptions, remove bool) (keep func(digest string, exec bool) bool, n int, err error) {
+	type object struct {
+		digest string
+		exec   bool
+	}
+	wanted := map[object]bool{}
+	dir := m.store.Path("envs", "parts")
+	ents, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, 0, fmt.Errorf("prune parts: %w", err)
+	}
+	for _, de := range ents {
+		man, whole := m.part(de.Name())
+		info, err := de.Info()
+		if err != nil {
+			continue
+		}
+		linked := whole
+		for i := 0; linked && i < len(man.Entries); i++ {
+			linked = man.Entries[i].Type != 'f' || m.store.Linked(man.Entries[i])
+		}
+		switch {
+		case linked:
+		case whole && o.SizeBytes == 0 && o.OlderThan > 0 && time.Since(info.ModTime()) < o.OlderThan:
+			for _, e := range man.Entries {
+				if e.Type == 'f' {
+					wanted[object{e.Digest, e.Mode&0o111 != 0}] = true
+				}
+			}
+		default:
+			n++
+			if remove {
+				if err := os.Remove(filepath.Join(dir, de.Name())); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return nil, n, fmt.Errorf("prune parts: %w", err)
+				}
+			}
+		}
+	}
+	return func(digest string, exec bool) bool { return wanted[object{digest, exec}] }, n, nil
+}
+
+// pruneLocks forgets resolved locks that no environment has: the next bake of
+// the same requirements resolves anew.
+func (m *Manager) pruneLocks(o PruneOptions, p *Pruned) error {
+	all, err := m.List()
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, e := range all {
+		used[e.Lock] = true
+	}
+	age := o.OlderThan
+	if age == 0 && !o.Named {
+		age = lockKeeps
+	}
+	dir := m.store.Path("envs", "locks")
+	ents, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("prune locks: %w", err)
+	}
+	for _, de := range ents {
+		path := filepath.Join(dir, de.Name())
+		info, err := de.Info()
+		if err != nil || !info.Mode().IsRegular() || filepath.Ext(path) != ".txt" || time.Since(info.ModTime()) < age {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if l := (&lock{kind: "requirements", text: b}); used["sha256:"+l.digest()] {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("prune locks: %w", err)
+		}
+		p.Locks++
+		p.FreedBytes += blocks(info)
+	}
+	return nil
+}
+
+// pruneLockFiles removes the texts of locks that no environment has any more.
+func (m *Manager) pruneLockFiles(PruneOptions) (freed int64, err error) {
+	all, err := m.List()
+	if err != nil {
+		return 0, err
+	}
+	used := map[string]bool{}
+	for _, e := range all {
+		used[m.lockFile(e.Lock)] = true
+	}
+	for _, p := range m.glob("envs", "lockfiles", "*") {
+		info, err := os.Lstat(p)
+		if err != nil || used[p] {
+			continue
+		}
+		if err := os.Remove(p); err != nil {
+			return freed, fmt.Errorf("prune locks: %w", err)
+		}
+		freed += blocks(info)
+	}
+	return freed, nil
+}
+
+// pruneCache empties what was downloaded and not used since.
+func (m *Manager) pruneCache(o PruneOptions) (freed int64, err error) {
+	top := m.store.Path("cache")
+	err = filepath.WalkDir(top, func(p string, de fs.DirEntry, err error) error {
+		if err != nil || de.IsDir() {
+			return err
+		}
+		info, err := de.Info()
+		if err != nil {
+			return nil //nolint:nilerr // gone
+		}
+		last := info.ModTime()
+		st, ok := info.Sys().(*unixStat)
+		if ok {
+			if at := time.Unix(st.Atim.Unix()); at.After(last) {
+				last = at
+			}
+		}
+		if o.SizeBytes == 0 && time.Since(last) < o.OlderThan {
+			return nil
+		}
+		if err := os.Remove(p); err != nil {
+			return err
+		}
+		if ok && st.Nlink == 1 {
+			freed += st.Blocks * 512
+		}
+		return nil
+	})
+	if err != nil {
+		return freed, fmt.Errorf("prune caches: %w", err)
+	}
+	return freed, nil
+}
+
+// pruneTools removes the versions of the resolver that are not the one in use.
+func (m *Manager) pruneTools(PruneOptions) (freed int64, err error) {
+	var t tool
+	b, err := os.ReadFile(m.store.Path("tools", "tool.json"))
+	if err != nil || json.Unmarshal(b, &t) != nil || t.Path == "" {
+		return 0, nil //nolint:nilerr // nothing is known to be current
+	}
+	old, _ := filepath.Glob(m.store.Path("tools", "uv-*"))
+	for _, d := range old {
+		if d == filepath.Dir(t.Path) {
+			continue
+		}
+		n, err := new(rootfs.Meter).Add(d)
+		if err == nil {
+			err = os.RemoveAll(d)
+		}
+		if err != nil {
+			return freed, fmt.Errorf("prune tools: %w", err)
+		}
+		freed += n
+	}
+	return freed, nil
+}
