@@ -94,7 +94,9 @@ func TestKillAtAnyMoment(t *testing.T) {
 func TestFullDiskLeavesNothing(t *testing.T) {
 	need.Root(t)
 	src := filepath.Join(t.TempDir(), "x.tar")
-	require.NoError(t, os.WriteFile(src, makeTar(t, dir("usr"), file("usr/a", "1"), file("usr/b", strings.Repeat("b", 3<<20))), 0o644))
+	// A file of two names is copied into the store, not taken over.
+	tree := makeTar(t, dir("usr"), file("usr/a", "1"), file("usr/b", strings.Repeat("b", 3<<20)), hard("usr/c", "usr/b"))
+	require.NoError(t, os.WriteFile(src, tree, 0o644))
 	for _, size := range []string{"1m", "4m"} { // full while unpacking; while storing
 		c := child(t.TempDir(), src, size)
 		c.SysProcAttr = &unix.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
