@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -130,10 +131,14 @@ func (e *pixiPackage) conda() (Package, error) {
 	if c := string(e.Channel); strings.Contains(c, "://") {
 		p.Channel = channelName(c)
 	}
-	if !strings.Contains(string(e.Conda), "://") {
-		return p, hinted.New(fmt.Errorf("read lock: package %s: is a local path", shown(string(e.Conda))), "put it into a channel (a file:// one will do)")
+	location := string(e.Conda)
+	if strings.HasPrefix(location, "/") { // how a file:// channel is written
+		location = (&url.URL{Scheme: "file", Path: location}).String()
 	}
-	if err := p.fromURL(string(e.Conda)); err != nil {
+	if !strings.Contains(location, "://") {
+		return p, hinted.New(fmt.Errorf("read lock: package %s: is a local path", shown(string(e.Conda))), "give its absolute path, or put it into a channel (a file:// one will do)")
+	}
+	if err := p.fromURL(location); err != nil {
 		return p, err
 	}
 	if e.BuildNumber != nil {
