@@ -33,8 +33,9 @@ func (k Kind) Conda() bool {
 	switch k {
 	case KindEnvironment, KindExplicit, KindCondaLock, KindPixi:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // kindsTaken is what -r takes, for hints.
@@ -201,10 +202,10 @@ func outlineOf(data []byte) *outline {
 func header(s string) (string, bool) {
 	s, _, _ = strings.Cut(s, " #")
 	s = strings.TrimRight(s, white)
-	in, ok := strings.CutPrefix(s, "[")
-	if in, ok = strings.CutSuffix(in, "]"); !ok || len(in) == 0 || s[0] != '[' {
+	if len(s) < 2 || s[0] != '[' || s[len(s)-1] != ']' {
 		return "", false
 	}
+	in := s[1 : len(s)-1]
 	name := strings.Trim(in, "[]")
 	if name == "" || strings.ContainsAny(name, ",={") {
 		return "", false

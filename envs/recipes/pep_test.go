@@ -1,0 +1,87 @@
+package recipes
+
+import (
+	"bufio"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// rows reads a table that Python's packaging made (testdata/tables.py).
+func rows(t *testing.T, name string) (out []json.RawMessage) {
+	t.Helper()
+	f, err := os.Open("testdata/" + name)
+	require.NoError(t, err)
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	for s.Scan() {
+		if !strings.HasPrefix(s.Text(), "#") {
+			out = append(out, json.RawMessage(s.Text()))
+		}
+	}
+	require.NoError(t, s.Err())
+	require.Greater(t, len(out), 1000)
+	return out
+}
+
+func TestVersionsAreComparedAsPythonsPackagingDoes(t *testing.T) {
+	for _, raw := range rows(t, "pep440.txt") {
+		var r []string
+		require.NoError(t, json.Unmarshal(raw, &r))
+		switch r[0] {
+		case "v":
+			_, err := parseVersion(r[1])
+			assert.Equal(t, r[2] == "-", err != nil, "version %q", r[1])
+		case "c":
+			a, err := parseVersion(r[1])
+			require.NoError(t, err)
+			b, err := parseVersion(r[2])
+			require.NoError(t, err)
+			assert.Equal(t, r[3], string("<=>"[a.compare(b)+1]), "%q and %q", r[1], r[2])
+			assert.Equal(t, a.compare(b), -b.compare(a))
+		case "s":
+			_, err := parseSpecifier(r[1])
+			assert.Error(t, err, "specifier %q", r[1])
+		case "a":
+			c, err := parseSpecifier(r[1])
+			if assert.NoError(t, err) {
+				assert.Equal(t, r[3] == "1", specifiers{c}.allow(r[2]), "%q allows %q", r[1], r[2])
+			}
+		}
+	}
+}
+
+func TestMarkersAreWhatPythonsPackagingMakesOfThem(t *testing.T) {
+	all := rows(t, "markers.txt")
+	var vars []map[string]string
+	require.NoError(t, json.Unmarshal(all[0], &vars))
+	for _, raw := range all[1:] {
+		var r []string
+		require.NoError(t, json.Unmarshal(raw, &r))
+		m, err := parseMarker(r[0])
+		if r[1] == "-" {
+			assert.Error(t, err, "%q", r[0])
+			continue
+		}
+		if err != nil && strings.Contains(r[1], "-") {
+			continue // undefined where it is evaluated, for packaging
+		}
+		if !assert.NoError(t, err) {
+			continue
+		}
+		got := ""
+		for _, v := range vars {
+			e := &Environment{Vars: v, Extras: map[string]bool{v["extra"]: true}}
+			got += map[bool]string{true: "1", false: "0"}[m(e)]
+		}
+		for i := range got {
+			if r[1][i] != '-' {
+				assert.Equal(t, r[1][i], got[i], "%q is %s, not %s", r[0], r[1], got)
+			}
+		}
+	}
+}
