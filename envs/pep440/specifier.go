@@ -91,10 +91,20 @@ func (sp Specifier) contains(v Version) bool {
 		p := Specifier{op: "==", prefix: true, version: Version{epoch: w.epoch, release: w.release[:len(w.release)-1]}}
 		return v.comparePublic(w) >= 0 && p.equal(v)
 	case "<": // not the pre-releases of what is excluded
-		return v.comparePublic(w) < 0 && (w.IsPrerelease() || !v.IsPrerelease() || !v.sameRelease(w))
+		if !w.IsPrerelease() {
+			w.dev = "0"
+		}
+		return v.comparePublic(w) < 0
 	}
 	// ">": neither its post-releases nor its local versions
-	return v.comparePublic(w) > 0 && (!v.sameRelease(w) || len(v.local) == 0 && (w.post != "" || v.post == ""))
+	if w.post == "" && v.post != "" {
+		of := v
+		of.post, of.dev = "", ""
+		if of.comparePublic(w) == 0 {
+			return false
+		}
+	}
+	return v.comparePublic(w) > 0
 }
 
 func (sp Specifier) equal(v Version) bool {

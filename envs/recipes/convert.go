@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/envs/pep440"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
@@ -170,11 +171,11 @@ func (c *converter) pythonFits(requires, what string) error {
 }
 
 func (c *converter) pythonIn(requires string) (bool, error) {
-	s, err := parseSpecifiers(requires)
+	s, err := pep440.ParseSpecifiers(requires)
 	if err != nil {
 		return false, err
 	}
-	return s.allow(c.env.Vars["python_full_version"]), nil
+	return allow(s, c.env.Vars["python_full_version"]), nil
 }
 
 // want checks the extras and groups that were asked for against what there is,
@@ -216,7 +217,7 @@ func checkPin(name, ver string) error {
 	if !validName(name) {
 		return fmt.Errorf("package %q: not a name", shorten(name))
 	}
-	if _, err := parseVersion(ver); err != nil || strings.TrimSpace(ver) != ver {
+	if _, err := pep440.Parse(ver); err != nil || strings.TrimSpace(ver) != ver {
 		return fmt.Errorf("package %s: %q is no version", name, shorten(ver))
 	}
 	return nil

@@ -3,6 +3,8 @@ package recipes
 import (
 	"fmt"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/envs/pep440"
 )
 
 // Environment is what markers are evaluated in.
@@ -208,17 +210,16 @@ func (p *markerParser) comparison() (marker, error) {
 	}
 	if ofVersions[l.variable+r.variable] && op != "in" && op != "not in" {
 		if r.variable == "" {
-			if c, err := parseSpecifier(op + r.text); err == nil {
-				all := specifiers{c}
-				return func(e *Environment) bool { return all.allow(e.Vars[l.variable]) }, nil
+			if s, err := pep440.ParseSpecifiers(op + r.text); err == nil && !strings.Contains(r.text, ",") {
+				return func(e *Environment) bool { return allow(s, e.Vars[l.variable]) }, nil
 			}
 		} else {
 			return func(e *Environment) bool {
-				c, err := parseSpecifier(op + e.Vars[r.variable])
+				s, err := pep440.ParseSpecifiers(op + e.Vars[r.variable])
 				if err != nil {
 					return compareTexts(l.text, op, e.Vars[r.variable])
 				}
-				return specifiers{c}.allow(l.text)
+				return allow(s, l.text)
 			}, nil
 		}
 	}

@@ -154,7 +154,7 @@ func (c *converter) addPDM(k *pdmPackage) error {
 // pdmGraph walks from what the pyproject.toml asks for.
 func (c *converter) pdmGraph(l *pdmLock, p *project) error {
 	toEdge := func(r requirement) edge {
-		return edge{name: r.name, extras: r.extras, ok: r.applies(c.env), takes: r.specs.allow}
+		return edge{name: r.name, extras: r.extras, ok: r.applies(c.env), takes: func(v string) bool { return allow(r.specs, v) }}
 	}
 	byName := map[string][]string{}
 	entries := map[string][]*pdmPackage{} // the package itself and one for each set of extras

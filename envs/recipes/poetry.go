@@ -3,9 +3,11 @@ package recipes
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/envs/pep440"
 )
 
 type poetryLock struct {
@@ -383,58 +385,54 @@ func (w *walk) run() (taken map[string]bool, err error) {
 // parseConstraint reads poetry's version constraints: ^1.2, ~1.2, 1.2.*, >=1,<2,
 // *, 1.2, and alternatives with ||.
 func parseConstraint(text string) (func(version string) bool, error) {
-	var any []specifiers
+	var any []pep440.Specifiers
 	for alt := range strings.SplitSeq(strings.ReplaceAll(text, "||", "|"), "|") {
-		var all specifiers
+		var all []string
 		alt = strings.ReplaceAll(alt, ",", " ")
 		for _, op := range operators { // ">= 1" is one word
 			alt = strings.ReplaceAll(alt, op+" ", op)
 		}
 		for word := range strings.FieldsSeq(alt) {
-			list, err := parseConstraintWord(word)
-			if err != nil {
-				return nil, err
+			if word != "*" {
+				all = append(all, constraintWord(word))
 			}
-			all = append(all, list...)
 		}
-		any = append(any, all)
+		s, err := pep440.ParseSpecifiers(strings.Join(all, ","))
+		if err != nil {
+			return nil, err
+		}
+		any = append(any, s)
 	}
 	return func(version string) bool {
-		return slices.ContainsFunc(any, func(s specifiers) bool { return s.allow(version) })
+		return slices.ContainsFunc(any, func(s pep440.Specifiers) bool { return allow(s, version) })
 	}, nil
 }
 
-func parseConstraintWord(word string) (specifiers, error) {
-	if word == "*" {
-		return nil, nil
-	}
+// constraintWord says one of poetry's words as specifiers. What is not a
+// version is left for their parser to refuse.
+func constraintWord(word string) string {
 	caret, isCaret := strings.CutPrefix(word, "^")
 	tilde, isTilde := strings.CutPrefix(word, "~")
 	switch {
 	case isTilde && strings.HasPrefix(tilde, "="):
 	case isCaret, isTilde:
-		base := caret
-		if isTilde {
-			base = tilde
-		}
-		v, err := parseVersion(base)
-		if err != nil {
-			return nil, err
-		}
-		at := min(1, len(v.release)-1) // ~1.2.3 is <1.3
-		if isCaret {                   // the leftmost number that is not 0 stays
-			for at = 0; at < len(v.release)-1 && v.release[at] == 0; {
+		base := strings.TrimPrefix(caret, "~")
+		release := strings.Split(base[:span(base, func(c byte) bool { return isDigit(c) || c == '.' })], ".")
+		at := min(1, len(release)-1) // ~1.2.3 is <1.3
+		if isCaret {                 // the leftmost number that is not 0 stays
+			for at = 0; at < len(release)-1 && strings.Trim(release[at], "0") == ""; {
 				at++
 			}
 		}
-		end := version{epoch: v.epoch, release: slices.Clone(v.release[:at+1])}
-		end.release[at]++
-		return specifiers{{op: ">=", v: v}, {op: "<", v: end}}, nil
+		n, err := strconv.ParseUint(release[at], 10, 32)
+		if err != nil {
+			return ">=" + base + ",<" + base
+		}
+		return fmt.Sprintf(">=%s,<%s", base, strings.Join(append(slices.Clone(release[:at]), strconv.FormatUint(n+1, 10)), "."))
 	case isDigit(word[0]) || word[0] == 'v':
-		word = "==" + word
+		return "==" + word
 	case word[0] == '=' && !strings.HasPrefix(word, "=="):
-		word = "=" + word
+		return "=" + word
 	}
-	s, err := parseSpecifier(word)
-	return specifiers{s}, err
+	return word
 }

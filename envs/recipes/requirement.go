@@ -4,13 +4,15 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/envs/pep440"
 )
 
 // requirement is a dependency as PEP 508 writes it.
 type requirement struct {
 	name   string // normalised
 	extras []string
-	specs  specifiers
+	specs  pep440.Specifiers
 	url    string
 	marker marker // nil is none
 }
@@ -95,7 +97,7 @@ func parseRequirement(text string) (r requirement, err error) {
 	if spec != "" && r.url != "" {
 		return bad("what follows its URL is no marker")
 	}
-	if r.specs, err = parseSpecifiers(spec); err != nil {
+	if r.specs, err = pep440.ParseSpecifiers(spec); err != nil {
 		return bad(err.Error())
 	}
 	return r, nil

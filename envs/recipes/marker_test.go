@@ -28,33 +28,6 @@ func rows(t *testing.T, name string) (out []json.RawMessage) {
 	return out
 }
 
-func TestVersionsAreComparedAsPythonsPackagingDoes(t *testing.T) {
-	for _, raw := range rows(t, "pep440.txt") {
-		var r []string
-		require.NoError(t, json.Unmarshal(raw, &r))
-		switch r[0] {
-		case "v":
-			_, err := parseVersion(r[1])
-			assert.Equal(t, r[2] == "-", err != nil, "version %q", r[1])
-		case "c":
-			a, err := parseVersion(r[1])
-			require.NoError(t, err)
-			b, err := parseVersion(r[2])
-			require.NoError(t, err)
-			assert.Equal(t, r[3], string("<=>"[a.compare(b)+1]), "%q and %q", r[1], r[2])
-			assert.Equal(t, a.compare(b), -b.compare(a))
-		case "s":
-			_, err := parseSpecifier(r[1])
-			assert.Error(t, err, "specifier %q", r[1])
-		case "a":
-			c, err := parseSpecifier(r[1])
-			if assert.NoError(t, err) {
-				assert.Equal(t, r[3] == "1", specifiers{c}.allow(r[2]), "%q allows %q", r[1], r[2])
-			}
-		}
-	}
-}
-
 func TestMarkersAreWhatPythonsPackagingMakesOfThem(t *testing.T) {
 	all := rows(t, "markers.txt")
 	var vars []map[string]string
