@@ -67,7 +67,7 @@ func exported(t *testing.T, name string, at envs.Target) map[string][]string {
 			}
 		}
 		spec = regexp.MustCompile(`\[.*\]`).ReplaceAllString(strings.TrimSpace(spec), "")
-		out[spec] = strings.Split(hashes, " --hash=")
+		out[strings.ToLower(spec)] = strings.Split(hashes, " --hash=")
 	}
 	return out
 }
@@ -90,6 +90,9 @@ func TestALockIsWhatItsOwnToolExports(t *testing.T) {
 		{envs.KindPoetry, "poetry2/poetry.lock", "poetry2/web-test.txt", envs.Conversion{Extras: []string{"web"}, Groups: []string{"test"}}, ""},
 		{envs.KindPoetry, "poetry1/poetry.lock", "poetry1/main.txt", envs.Conversion{}, ""},
 		{envs.KindPoetry, "poetry1/poetry.lock", "poetry1/web-test.txt", envs.Conversion{Extras: []string{"web"}, Groups: []string{"test"}}, ""},
+		{envs.KindPDM, "pdm/pdm.lock", "pdm/main.txt", envs.Conversion{}, ""},
+		{envs.KindPDM, "pdm/pdm.lock", "pdm/web.txt", envs.Conversion{Extras: []string{"web"}}, ""},
+		{envs.KindPDM, "pdm-static/pdm.lock", "pdm-static/main.txt", envs.Conversion{}, ""},
 		{envs.KindPipfile, "pipenv/Pipfile.lock", "pipenv/main.txt", envs.Conversion{}, "3.11 amd64"},
 		{envs.KindPipfile, "pipenv/Pipfile.lock", "pipenv/dev.txt", envs.Conversion{Groups: []string{"dev"}}, "3.11 amd64"},
 	} {
