@@ -151,7 +151,8 @@ func defaultDirs() runtime.Dirs {
 func verbs() []*verb {
 	return []*verb{
 		runVerb(), planVerb(),
-		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(), envVerifyVerb(), envSignVerb(),
+		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(),
+		envVerifyVerb(), envSignVerb(), envSBOMVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
 		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),
 	}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/envs/inventory"
+	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/rootfs"
+)
+
+func init() {
+	asked["sbom"] = answered(sbom)
+}
+
+// version is set by the linker.
+var version = "dev"
+
+// readInventory reads what is inside an environment.
+func readInventory(store *rootfs.Store, m *envs.Manager, e *envs.Env, withBase bool) (*inventory.Inventory, error) {
+	t, err := inventory.OpenTree(store, e)
+	if err != nil {
+		return nil, err
+	}
+	kind, lock, err := m.LockText(e)
+	if err != nil {
+		kind, lock = "", nil // of an older version: its hashes are not known
+	}
+	v, err := inventory.Read(t, e, kind, lock)
+	if err != nil {
+		return nil, hinted.New(err, "sbxrun env verify says whether the store is damaged")
+	}
+	if withBase {
+		b, err := store.Base(e.Base)
+		if err != nil {
+			return nil, err
+		}
+		if err := v.AddBase(b); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// output writes to a file, "" is standard output.
+func output(path string, write func(io.Writer) error) error {
+	if path == "" {
+		return write(os.Stdout)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
+	err = write(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+type sbomQuestion struct {
+	about
+	Format   string `json:"format"`
+	Output   string `json:"output,omitempty"`
+	WithBase bool   `json:"with_base,omitempty"`
+}
+
+type sbomAnswer struct {
+	Packages int `json:"packages"`
+}
+
+func sbom(_ context.Context, q sbomQuestion) (sbomAnswer, error) {
+	store, m, e, err := q.open()
+	if err != nil {
+		return sbomAnswer{}, err
+	}
+	v, err := readInventory(store, m, e, q.WithBase)
+	if err != nil {
+		return sbomAnswer{}, err
+	}
+	write := v.CycloneDX
+	if q.Format == "spdx" {
+		write = v.SPDX
+	}
+	return sbomAnswer{len(v.Packages)}, output(q.Output, func(w io.Writer) error { return write(w, version) })
+}
