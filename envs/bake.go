@@ -177,6 +177,11 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 	}
 
 	m.progress.Phase("store", count)
+	// The tool's cache has links to what it installed: without them the files are
+	// taken over instead of copied.
+	if err := os.RemoveAll(filepath.Join(dir, "cache")); err != nil {
+		return nil, fmt.Errorf("bake: %w", err)
+	}
 	top, err := os.Open(filepath.Dir(dir))
 	if err != nil {
 		return nil, fmt.Errorf("bake: %w", err)
