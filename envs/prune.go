@@ -192,11 +192,11 @@ func (m *Manager) victims(o PruneOptions, over int64, except ...*Env) ([]*Env, e
 		gone[e.Key] = true
 		out = append(out, e)
 		if o.SizeBytes > 0 && !sharedLayer(e, all, gone) {
-			own, _, err := gain.Add(e.Digest)
+			u, err := gain.Add(e.Digest)
 			if err != nil {
 				return nil, err
 			}
-			over -= own
+			over -= u.OwnBytes()
 		}
 	}
 	return out, nil
@@ -233,7 +233,7 @@ func sharedLayer(e *Env, all []*Env, gone map[string]bool) bool {
 // drop removes environments: under one lock what names them and the places of
 // their layers, so that nobody meets half of one, and then their files. A layer
 // goes with the last record that has it. Those in use stay. It gives the bytes
-// that are free then.
+// that are free when the content is pruned.
 func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim, dry bool, p *Pruned) (freed int64, err error) {
 	release, err := m.store.Removing(ctx)
 	if err != nil {
@@ -268,13 +268,16 @@ func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim
 				doomed = append(doomed, l)
 			}
 		}
-		bytes := int64(0)
+		var own, direct int64
 		for _, l := range doomed {
-			own, _, err := gain.Add(l)
+			u, err := gain.Add(l)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return freed, err
 			}
-			bytes += own
+			own, direct = own+u.OwnBytes(), direct+u.DirectBytes
+		}
+		if dry {
+			direct = own
 		}
 		if !dry {
 			finish, err := m.store.RemoveLayers(doomed, func() error { return m.forget(e) })
@@ -291,12 +294,12 @@ func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim
 			refs[l]--
 		}
 		gone[e.Key] = true
-		freed += bytes
+		freed += own
+		p.FreedBytes += direct // the content is counted when it is pruned
 		p.Removed = append(p.Removed, e)
 	}
 	release()
 	release = nil
-	p.FreedBytes += freed
 	var errs []error
 	for _, finish := range rest {
 		errs = append(errs, finish())
@@ -414,7 +417,7 @@ func (m *Manager) sweepLocked() (finish func() error, freed int64, err error) {
 	gain := m.store.Reclaim()
 	var rest []func() error
 	for _, l := range orphans {
-		own, _, err := gain.Add(l)
+		u, err := gain.Add(l)
 		if err != nil {
 			return nil, freed, err
 		}
@@ -425,7 +428,7 @@ func (m *Manager) sweepLocked() (finish func() error, freed int64, err error) {
 		if err != nil {
 			return nil, freed, err
 		}
-		freed += own
+		freed += u.DirectBytes
 		rest = append(rest, done)
 	}
 	return func() error {

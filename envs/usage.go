@@ -175,16 +175,17 @@ type Disk struct {
 // Disk measures an environment: it looks at every file of its layer. all are the
 // environments that there are, for those with the same content.
 func (m *Manager) Disk(e *Env, all []*Env) (Disk, error) {
-	own, shared, err := m.store.Reclaim().Add(e.Digest)
+	u, err := m.store.Reclaim().Add(e.Digest)
+	d := Disk{u.OwnBytes(), u.SharedBytes}
 	if sharedLayer(e, all, nil) || extended(e, all, nil) != "" {
-		own, shared = 0, own+shared
+		d = Disk{0, d.OwnBytes + d.SharedBytes}
 	}
 	for _, l := range e.Below {
-		a, b, berr := m.store.Reclaim().Add(l)
-		shared += a + b
+		u, berr := m.store.Reclaim().Add(l)
+		d.SharedBytes += u.OwnBytes() + u.SharedBytes
 		err = errors.Join(err, berr)
 	}
-	return Disk{own, shared}, err
+	return d, err
 }
 
 // Listed is an environment as lists show it.

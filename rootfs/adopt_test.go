@@ -150,7 +150,7 @@ func BenchmarkAddTree(b *testing.B) {
 				_, err = s.PublishLayer(context.Background(), m)
 				require.NoError(b, err)
 				b.StopTimer()
-				b.ReportMetric(float64((b.Elapsed()-stored).Milliseconds()), "publish-ms")
+				b.ReportMetric(float64((b.Elapsed() - stored).Milliseconds()), "publish-ms")
 				f.Close()
 				require.NoError(b, done())
 				require.NoError(b, os.RemoveAll(s.root))

@@ -100,15 +100,25 @@ type Reclaim struct {
 // Reclaim begins with no layer.
 func (s *Store) Reclaim() *Reclaim { return &Reclaim{s, map[inode]uint64{}} }
 
-// Add adds a layer: own is what would become free on top of what the layers
-// before it free, shared what it has in common with layers that stay. That is
-// told by the number of links: all of them in layers that go, but for one, the
-// object's (two layers that share a file which has lost its object for having
-// had the file system's maximum of links would be mistaken for one).
-func (r *Reclaim) Add(digest string) (own, shared int64, err error) {
+// LayerUse is what a layer takes, in allocated bytes.
+type LayerUse struct {
+	DirectBytes  int64 // its directories, small files of its own, an image: free when the layer goes
+	ContentBytes int64 // objects that no other layer has: free when they are pruned then
+	SharedBytes  int64 // objects of layers that stay
+}
+
+// OwnBytes is what would be free without the layer.
+func (u LayerUse) OwnBytes() int64 { return u.DirectBytes + u.ContentBytes }
+
+// Add adds a layer and says what would become free on top of what the layers
+// before it free. Whether others have a file is told by its number of links: all
+// of them in layers that go, but for one, the object's (two layers that share a
+// file which has lost its object for having had the file system's maximum of
+// links would be mistaken for one).
+func (r *Reclaim) Add(digest string) (u LayerUse, err error) {
 	id, err := hexOf(digest)
 	if err != nil {
-		return 0, 0, err
+		return u, err
 	}
 	type file struct {
 		nlink uint64
@@ -117,7 +127,7 @@ func (r *Reclaim) Add(digest string) (own, shared int64, err error) {
 	files := map[inode]file{}
 	err = walk(r.store.Path("layers", id), func(st *unix.Stat_t) {
 		if st.Nlink == 1 || st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			own += st.Blocks * 512
+			u.DirectBytes += st.Blocks * 512
 			return
 		}
 		i := inode{st.Dev, st.Ino}
@@ -126,12 +136,12 @@ func (r *Reclaim) Add(digest string) (own, shared int64, err error) {
 	})
 	for i, f := range files {
 		if f.nlink-r.links[i] <= 1 {
-			own += f.bytes
+			u.ContentBytes += f.bytes
 		} else {
-			shared += f.bytes
+			u.SharedBytes += f.bytes
 		}
 	}
-	return own, shared, err
+	return u, err
 }
 
 // BasePaths gives the directories of the bases' layers and records.
