@@ -41,9 +41,7 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		Key: key, Kind: "venv", Recipe: r, Base: r.Base.Name, BaseDigest: r.Base.Digest, Python: py.path, Tool: t.id(), CreatedAt: time.Now().UTC(), Lock: "sha256:" + l.digest(),
 		Vars: append([]string{"VIRTUAL_ENV=" + EnvDir}, r.Env...),
 	}
-	if r.IndexURL != "" {
-		e.Recipe.IndexURL = strings.TrimPrefix(dropUserinfo("--index-url "+r.IndexURL), "--index-url ")
-	}
+	e.Below, e.Recipe.IndexURL = r.Base.Upon, withoutUser(r.IndexURL)
 	if err := m.keepLock(l); err != nil {
 		return nil, err
 	}
@@ -79,6 +77,14 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		return nil, err
 	}
 	return e, nil
+}
+
+// withoutUser gives an index's URL without credentials.
+func withoutUser(url string) string {
+	if url == "" {
+		return ""
+	}
+	return strings.TrimPrefix(dropUserinfo("--index-url "+url), "--index-url ")
 }
 
 func composable(r Recipe, l *lock) bool {

@@ -44,6 +44,7 @@ type Job struct {
 	Dir        string
 	Base       rootfs.Base
 	Binds      []JobBind
+	Trees      []JobTree
 	AllowHosts []string // host or host:port; empty is no network
 	Stdin      string   // a host file; "" is none
 	Stdout     io.Writer
@@ -55,6 +56,14 @@ type Job struct {
 type JobBind struct {
 	Source, Target string
 	ReadOnly       bool
+}
+
+// JobTree shows host directories as one writable tree. What the job changes is
+// kept in Dir (rootfs.MakeUpper) and belongs to an id of the sandbox's.
+type JobTree struct {
+	Target string
+	Lowers []string // topmost first, one at least
+	Dir    string
 }
 
 // JobResult is how a job ended.
@@ -109,7 +118,16 @@ type Recipe struct {
 	IndexURL           string      `json:"index_url,omitempty"`     // "" is the resolver's configuration
 	ExcludeNewer       string      `json:"exclude_newer,omitempty"` // a date: nothing published later
 	Refresh            bool        `json:"-"`                       // resolve anew
+	// Staged says that it was a recipe in TOML: its steps are not in here.
+	Staged bool `json:"staged,omitempty"`
+
+	// prefer is a lock whose pins are kept where there is a choice.
+	prefer []byte
 }
+
+// KindFiles is the kind of an environment without packages: what a recipe copied
+// and ran.
+const KindFiles = "files"
 
 // Package is one installed distribution.
 type Package struct {
@@ -121,7 +139,7 @@ type Package struct {
 type Env struct {
 	Key    string   `json:"key"`
 	Digest string   `json:"digest"`
-	Kind   string   `json:"kind"` // "venv" or "conda"; "" in records of older versions is "venv"
+	Kind   string   `json:"kind"` // "venv", "conda" or "files"; "" in records of older versions is "venv"
 	Names  []string `json:"names,omitempty"`
 	Base   string   `json:"base"`
 	// BaseDigest is the base's; "" in records of older versions.
@@ -203,14 +221,35 @@ func digestOf(parts ...string) string {
 
 // Ensure gives the environment of a recipe and bakes it if it is not there.
 func (m *Manager) Ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
-	ph := Phases{}
 	defer m.progress.Done()
+	file, ok, err := isRecipe(r.File)
+	if err != nil {
+		return nil, Phases{}, err
+	}
+	if !ok {
+		return m.ensure(ctx, r)
+	}
+	ph, start := Phases{}, time.Now()
+	env, err := m.fromRecipe(ctx, r, file, false)
+	if err == nil {
+		err = m.addName(r.Name, env)
+	}
+	ph.add("bake", start)
+	if err != nil {
+		return nil, ph, m.store.Explain(err)
+	}
+	return env, ph, nil
+}
+
+// ensure is Ensure for whatever is packages only.
+func (m *Manager) ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
+	ph := Phases{}
 	start := time.Now()
 	in, err := readInput(r.File)
 	if err != nil {
 		return nil, ph, err
 	}
-	py, err := findPython(r.Base, r.Python)
+	py, err := m.interpreter(&r)
 	if err != nil {
 		return nil, ph, err
 	}
@@ -258,6 +297,9 @@ func (m *Manager) key(r Recipe, lock *lock, py python) string {
 		fmt.Sprint(r.SystemSitePackages, r.AllowBuild), "hooks",
 	}
 	parts = append(append(append(parts, r.Hooks...), "env"), r.Env...)
+	if len(r.Base.Upon) > 0 {
+		parts = append(append(parts, "upon"), r.Base.Upon...)
+	}
 	return digestOf(parts...)
 }
 
@@ -439,19 +481,34 @@ func (m *Manager) Verify(ctx context.Context, ref string) (*Env, []rootfs.Damage
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := m.store.VerifyLayer(ctx, e.Digest)
-	return e, d, err
+	var all []rootfs.Damage
+	for _, l := range e.layers() {
+		d, err := m.store.VerifyLayer(ctx, l)
+		if err != nil {
+			return e, nil, err
+		}
+		all = append(all, d...)
+	}
+	return e, all, nil
 }
 
 // Lock gives the hashed lock of a recipe. What was resolved comes without the
 // credentials of indexes: a lock is a file that people commit.
 func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 	defer m.progress.Done()
+	if _, ok, err := isRecipe(r.File); ok || err != nil {
+		e, _, err := m.Ensure(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		_, text, err := m.LockText(e)
+		return text, err
+	}
 	in, err := readInput(r.File)
 	if err != nil {
 		return nil, err
 	}
-	py, err := findPython(r.Base, r.Python)
+	py, err := m.interpreter(&r)
 	if err != nil {
 		return nil, err
 	}
@@ -468,11 +525,22 @@ func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 // Find gives the environment of a recipe if it is baked, nil if it is not. It
 // changes nothing.
 func (m *Manager) Find(r Recipe) (*Env, error) {
+	file, ok, err := isRecipe(r.File)
+	if err != nil {
+		return nil, err
+	}
+	if ok {
+		e, err := m.fromRecipe(context.Background(), r, file, true)
+		if errors.Is(err, errNotBaked) || errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return e, err
+	}
 	in, err := readInput(r.File)
 	if err != nil {
 		return nil, err
 	}
-	py, err := findPython(r.Base, r.Python)
+	py, err := m.interpreter(&r)
 	if err != nil {
 		return nil, err
 	}

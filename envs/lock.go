@@ -89,7 +89,11 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 // lockPath is where the lock of an input is kept. Neither the tool's version
 // nor the interpreter's build is in it: an update of them moves no pins.
 func (m *Manager) lockPath(r Recipe, in *input, py python) string {
-	key := digestOf(schema, in.text(), py.path+" "+r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID)
+	parts := []string{schema, in.text(), py.path + " " + r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID}
+	if r.prefer != nil {
+		parts = append(parts, "prefer", string(r.prefer))
+	}
+	key := digestOf(parts...)
 	return m.store.Path("envs", "locks", key+".txt")
 }
 
@@ -119,6 +123,11 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python) (
 			return nil, fmt.Errorf("resolve: %w", err)
 		}
 		if err := os.WriteFile(p, f.data, 0o644); err != nil {
+			return nil, fmt.Errorf("resolve: %w", err)
+		}
+	}
+	if r.prefer != nil { // the resolver keeps the pins of its output file
+		if err := os.WriteFile(filepath.Join(dir, "lock.txt"), r.prefer, 0o644); err != nil {
 			return nil, fmt.Errorf("resolve: %w", err)
 		}
 	}

@@ -24,6 +24,9 @@ type Base struct {
 	Binds []Bind `json:"binds,omitempty"`
 	// Env holds the image's own KEY=VALUE variables.
 	Env []string `json:"env,omitempty"`
+	// Upon are the digests of layers that were put upon it, topmost first; their
+	// directories are the first of Lowers. See [Base.With].
+	Upon []string `json:"upon,omitempty"`
 }
 
 // Bind is one read-only host path of a base.

@@ -29,6 +29,12 @@ type VolumeMount struct {
 	Source, Target string
 	Mode           string // ro, rw, O (copy-on-write)
 	NoIDMap        bool   // keep owners as they are on disk
+	// Lowers are host directories below Source in a copy-on-write mount, topmost
+	// first.
+	Lowers []string
+	// UpperDir is a host directory from [MakeUpper]: a copy-on-write mount's
+	// writes go there, unbounded, and stay. "" is the sandbox's own upper.
+	UpperDir string
 }
 
 // Assembly is what a root is put together from.
@@ -278,16 +284,55 @@ func (b *builder) volume(i int, v VolumeMount) error {
 	}
 	if v.Mode == "O" {
 		b.lowers = append(b.lowers, fd)
-		id := strconv.Itoa(i)
-		if err := makeUpper(int(b.r.upper.Fd()), "vol"+id, "volwork"+id, a.IDs.Base+a.UID, a.IDs.Base+a.GID, st.Mode&0o777); err != nil {
-			return err
+		lowers := []int{fd}
+		for _, l := range v.Lowers {
+			at, _, err := source(l, v.Target)
+			if err != nil {
+				return err
+			}
+			fd, err := cloneTree(at, l, false, ns, attr)
+			unix.Close(at)
+			if err != nil {
+				return err
+			}
+			b.lowers, lowers = append(b.lowers, fd), append(lowers, fd)
 		}
-		if fd, err = b.overlay(v.Target, []int{fd}, "vol"+id, "volwork"+id); err != nil {
+		if fd, err = b.copyOnWrite(i, v, lowers, st.Mode&0o777); err != nil {
 			return err
 		}
 	}
 	b.add(fd, st, v.Target, v.Mode == "ro")
 	return nil
+}
+
+// copyOnWrite gives the overlay of a copy-on-write volume.
+func (b *builder) copyOnWrite(i int, v VolumeMount, lowers []int, mode uint32) (int, error) {
+	uid, gid := b.a.IDs.Base+b.a.UID, b.a.IDs.Base+b.a.GID
+	if v.UpperDir != "" {
+		upper, err := OpenUpper(v.UpperDir)
+		if err != nil {
+			return -1, fmt.Errorf("mount %q: %w", v.Target, err)
+		}
+		defer upper.Close()
+		if err := errors.Join(upper.Chown(int(uid), int(gid)), upper.Chmod(os.FileMode(mode))); err != nil {
+			return -1, fmt.Errorf("mount %q: %w", v.Target, err)
+		}
+		// What an earlier mount left says that it was volatile, and refuses another.
+		work := v.UpperDir + "/work"
+		if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700)); err != nil {
+			return -1, fmt.Errorf("mount %q: %w", v.Target, err)
+		}
+		fd, err := b.overlay(v.Target, lowers, v.UpperDir+"/upper", work)
+		if errors.Is(err, unix.EINVAL) {
+			return -1, hinted.New(err, "the store must be on a file system that can be written in layers: ext4, xfs, btrfs or tmpfs (--root)")
+		}
+		return fd, err
+	}
+	id := strconv.Itoa(i)
+	if err := makeUpper(int(b.r.upper.Fd()), "vol"+id, "volwork"+id, uid, gid, mode); err != nil {
+		return -1, err
+	}
+	return b.overlay(v.Target, lowers, "vol"+id, "volwork"+id)
 }
 
 // makeUpper makes an overlay's two directories in the file system up.
@@ -352,8 +397,8 @@ func writeAt(dir int, path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// overlay gives a detached overlay of lowers (topmost first) and an upper,
-// both directories of the upper's file system. The layers go in one by one
+// overlay gives a detached overlay of lowers (topmost first), an upper and a
+// work directory: of the upper's file system, or absolute paths on the host. The layers go in one by one
 // (lowerdir+, Linux 6.5): no 4096-byte limit.
 func (b *builder) overlay(what string, lowers []int, upper, work string) (int, error) {
 	up := fdPath(int(b.r.upper.Fd()))
@@ -361,11 +406,18 @@ func (b *builder) overlay(what string, lowers []int, upper, work string) (int, e
 	for _, l := range lowers {
 		paths = append(paths, fdPath(l))
 	}
-	fd, err := fsmountOverlay(what, paths, up+"/"+upper, up+"/"+work)
+	fd, err := fsmountOverlay(what, paths, under(up, upper), under(up, work))
 	if err == nil || !errors.Is(err, errOldOverlay) {
 		return fd, err
 	}
 	return b.stagedOverlay(what, lowers, upper, work)
+}
+
+func under(dir, p string) string {
+	if filepath.IsAbs(p) {
+		return p
+	}
+	return dir + "/" + p
 }
 
 func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
@@ -396,15 +448,15 @@ func (b *builder) stagedOverlay(what string, lowers []int, upper, work string) (
 			paths = append(paths, b.staged[fd])
 		}
 		up, paths := paths[0], paths[1:]
-		tree, err = fsmountOverlay(what, paths, up+"/"+upper, up+"/"+work)
+		tree, err = fsmountOverlay(what, paths, under(up, upper), under(up, work))
 		if !errors.Is(err, errOldOverlay) {
 			return err
 		}
-		target := filepath.Join(b.a.Stage, upper)
+		target := filepath.Join(b.a.Stage, "overlay"+strconv.Itoa(lowers[0]))
 		if err := os.Mkdir(target, 0o711); err != nil {
 			return fmt.Errorf("make mountpoint: %w", err)
 		}
-		opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/%s,workdir=%s/%s,redirect_dir=off,metacopy=off,index=off,volatile", strings.Join(paths, ":"), up, upper, up, work)
+		opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,redirect_dir=off,metacopy=off,index=off,volatile", strings.Join(paths, ":"), under(up, upper), under(up, work))
 		if len(opts) > 4000 {
 			return hinted.New(fmt.Errorf("mount overlay for %s: too many layers for this kernel", what), "Linux 6.5 takes any number")
 		}

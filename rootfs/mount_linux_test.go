@@ -185,7 +185,12 @@ func TestVolumesMapTheirOwnerAndKeepTheirMode(t *testing.T) {
 	dir := lower(t, map[string]string{"f": "host"})
 	require.NoError(t, os.Chown(dir, 4321, 4322))
 	a := assembly(lower(t, map[string]string{"a": "1"}))
-	a.Volumes = []VolumeMount{{dir, "/rw", "rw", false}, {dir, "/ro", "ro", false}, {dir, "/cow", "O", false}, {dir + "/f", "/file", "ro", false}}
+	a.Volumes = []VolumeMount{
+		{Source: dir, Target: "/rw", Mode: "rw"},
+		{Source: dir, Target: "/ro", Mode: "ro"},
+		{Source: dir, Target: "/cow", Mode: "O"},
+		{Source: dir + "/f", Target: "/file", Mode: "ro"},
+	}
 	r, err := assembleIn(n, a)
 	require.NoError(t, err)
 	require.Len(t, r.Mounts, 4)
@@ -214,9 +219,9 @@ func TestWhatCannotBeMountedIsSaid(t *testing.T) {
 	}{
 		"no layer":       {func(a *Assembly) { a.Lowers = nil }, "no layers"},
 		"missing layer":  {func(a *Assembly) { a.Lowers = []string{"/nonexistent"} }, "no such file"},
-		"missing volume": {func(a *Assembly) { a.Volumes = []VolumeMount{{"/nonexistent", "/x", "rw", false}} }, "no such file"},
-		"unknown mode":   {func(a *Assembly) { a.Volumes = []VolumeMount{{base, "/x", "", false}} }, "unknown mode"},
-		"cow of a file":  {func(a *Assembly) { a.Volumes = []VolumeMount{{base + "/a", "/x", "O", false}} }, "needs a directory"},
+		"missing volume": {func(a *Assembly) { a.Volumes = []VolumeMount{{Source: "/nonexistent", Target: "/x", Mode: "rw"}} }, "no such file"},
+		"unknown mode":   {func(a *Assembly) { a.Volumes = []VolumeMount{{Source: base, Target: "/x"}} }, "unknown mode"},
+		"cow of a file":  {func(a *Assembly) { a.Volumes = []VolumeMount{{Source: base + "/a", Target: "/x", Mode: "O"}} }, "needs a directory"},
 		"unknown upper":  {func(a *Assembly) { a.Upper.Kind = "floppy" }, "unknown kind"},
 		"no scratch":     {func(a *Assembly) { a.Upper = Upper{"disk", 16 << 20, 128, "/proc/none"} }, "scratch"},
 	} {

@@ -242,7 +242,7 @@ func syncDir(path string) error {
 // Entry is one path of a layer. Path is relative, without a leading "./".
 type Entry struct {
 	Path   string
-	Type   byte   // 'f', 'd', 'l'
+	Type   byte   // 'f', 'd', 'l'; 'w' takes a path of the layers below away
 	Mode   uint32 // permission bits
 	Size   int64
 	Digest string // hex sha256 of a file's content
@@ -333,7 +333,7 @@ func (e Entry) check() error {
 		return fmt.Errorf("mode %o, size %d of %q: out of range", e.Mode, e.Size, e.Path)
 	}
 	switch e.Type {
-	case 'd', 'l':
+	case 'd', 'l', 'w':
 		if e.Digest != "" {
 			return fmt.Errorf("digest of %q, which has no content", e.Path)
 		}
@@ -607,6 +607,8 @@ func (s *Store) linkTree(ctx context.Context, m *Manifest, root string) error {
 			}
 		case 'f':
 			err = s.linkObject(e, p)
+		case 'w':
+			err = unix.Mknod(p, unix.S_IFCHR, 0)
 		}
 		if err != nil {
 			return fmt.Errorf("make layer: %w", err)

@@ -64,7 +64,7 @@ func (s *Store) verifyTree(ctx context.Context, path string, m *Manifest) (out [
 			continue
 		}
 		switch {
-		case e.Type == 'd' && !st.IsDir(), e.Type == 'l' && st.Mode()&os.ModeSymlink == 0, e.Type == 'f' && !st.Mode().IsRegular():
+		case e.Type == 'd' && !st.IsDir(), e.Type == 'l' && st.Mode()&os.ModeSymlink == 0, e.Type == 'f' && !st.Mode().IsRegular(), e.Type == 'w' && !isWhiteout(st):
 			bad(e.Path, "is another kind of file now")
 			continue
 		}
@@ -74,7 +74,7 @@ func (s *Store) verifyTree(ctx context.Context, path string, m *Manifest) (out [
 			}
 			continue
 		}
-		if got := uint32(st.Mode().Perm()); got != e.Mode {
+		if got := uint32(st.Mode().Perm()); got != e.Mode && e.Type != 'w' {
 			bad(e.Path, "mode is %o, not %o", got, e.Mode)
 		}
 		if e.Type != 'f' {

@@ -337,7 +337,7 @@ func (s *sandbox) makeRoot() error {
 		if mode == "" {
 			mode = "rw"
 		}
-		a.Volumes = append(a.Volumes, rootfs.VolumeMount{Source: v.Source, Target: v.Target, Mode: mode, NoIDMap: v.NoIDMap})
+		a.Volumes = append(a.Volumes, rootfs.VolumeMount{Source: v.Source, Target: v.Target, Mode: mode, NoIDMap: v.NoIDMap, Lowers: v.Lowers, UpperDir: v.UpperDir})
 	}
 	if s.root, err = rootfs.Assemble(a); err != nil {
 		return err

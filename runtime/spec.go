@@ -119,6 +119,10 @@ type Volume struct {
 	// NoIDMap binds without translating owners (bakes want files of host root).
 	// The zero value maps the source's owner to the sandbox's user.
 	NoIDMap bool `json:"no_idmap,omitempty"`
+	// Lowers are host directories below Source, topmost first, and UpperDir is
+	// where writes go and stay (rootfs.MakeUpper); both with mode "O" only.
+	Lowers   []string `json:"lowers,omitempty"`
+	UpperDir string   `json:"upper_dir,omitempty"`
 }
 
 // Secret is a file whose content is in no plan, report or message.

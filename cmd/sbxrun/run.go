@@ -538,6 +538,11 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 		if !dry {
 			mgr.Used(env)
 		}
+		if env.Base != "" && env.Base != spec.Base.Name && !c.flags.Changed("base") { // what it was baked upon
+			if spec.Base, err = store.Base(env.Base); err != nil {
+				return nil, phases, err
+			}
+		}
 		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Lowers: env.Lowers, Env: env.Vars, PathPrefix: env.PathPrefix()}
 	}
 	p, err := runtime.NewPlan(spec, host, c.dirs)

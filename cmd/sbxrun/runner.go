@@ -44,6 +44,10 @@ func (r *runner) Run(ctx context.Context, job envs.Job) (res envs.JobResult, err
 		}
 		spec.Volumes = append(spec.Volumes, v)
 	}
+	for _, t := range job.Trees {
+		v := runtime.Volume{Source: t.Lowers[0], Lowers: t.Lowers[1:], Target: t.Target, Mode: "O", UpperDir: t.Dir}
+		spec.Volumes = append(spec.Volumes, v)
+	}
 	// Compiling and unpacking take what there is; a bake is bounded by what it
 	// is given: no way out but the index, no file but its own directory.
 	spec.Limits.MemoryBytes = 4 << 30

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/sbxrun/sbxrun/envs"
 )
 
 // otherSpellings are keys that other tools use for the same limits.
@@ -63,6 +65,17 @@ func applyFile(f *flagSet, path string) ([]serviceTable, error) {
 	services, err := takeServices(&file, table, prefix)
 	if err != nil {
 		return nil, err
+	}
+	if envs.IsRecipeTable(table["env"]) { // else it is variables
+		delete(table, "env")
+		if _, twice := table["requirements"]; twice {
+			return nil, usage("keep one of them", "%s: key %q: [%senv] is a recipe too", file.at("requirements"), prefix+"requirements", prefix)
+		}
+		if x := f.Lookup("requirements"); x != nil && !x.changed && !f.Changed("with") {
+			if err := x.set(path); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return services, file.apply(f, table, prefix)
 }
