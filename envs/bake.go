@@ -59,16 +59,7 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 	}
 	m.progress.Phase("publish", fmt.Sprintf("%d files", len(man.Entries)))
 	e.Digest = man.Digest()
-	for _, f := range man.Entries {
-		if f.Type == 'f' {
-			e.Files++
-			e.SizeBytes += f.Size
-		}
-		if d, ok := strings.CutSuffix(path.Dir(f.Path), ".dist-info"); ok && path.Base(f.Path) == "METADATA" {
-			name, version, _ := strings.Cut(path.Base(d), "-")
-			e.Packages = append(e.Packages, Package{Name: normalise(name), Version: version})
-		}
-	}
+	e.describe(man)
 	err = m.store.Publish(ctx, man, func(path string) error {
 		e.Path = path
 		return m.save(e)
@@ -153,36 +144,54 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 		return nil, err
 	}
 	if full {
-		for _, h := range r.Hooks {
-			j := offline
-			j.Name = "hook"
-			j.Env = append(append([]string{}, j.Env...), "VIRTUAL_ENV="+EnvDir, "PATH="+EnvDir+"/bin:/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE=1")
-			j.Env = append(j.Env, r.Env...)
-			if err := step("hook", h, j, "/bin/sh", "-ec", h); err != nil {
-				return nil, err
-			}
+		if err := m.hooks(ctx, r, offline, []string{"VIRTUAL_ENV=" + EnvDir, "PATH=" + EnvDir + "/bin:/usr/local/bin:/usr/bin:/bin"}); err != nil {
+			return nil, err
 		}
 	}
-	// -I and -S: no code of the packages runs (.pth files). Files that are not
-	// valid for this version do not compile and are left as they are.
 	m.progress.Phase("compile", count)
-	c := offline
-	c.Argv = []string{EnvDir + "/bin/python", "-I", "-S", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", EnvDir + "/lib"}
+	if err := m.compile(ctx, r, offline, []string{EnvDir + "/bin/python", "-I", "-S", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", EnvDir + "/lib"}); err != nil {
+		return nil, err
+	}
+	m.progress.Phase("store", count)
+	return m.storeEnv(ctx, dir)
+}
+
+// hooks runs the recipe's shell commands with the environment writable.
+func (m *Manager) hooks(ctx context.Context, r Recipe, j Job, vars []string) error {
+	for _, h := range r.Hooks {
+		m.progress.Phase("hook", h)
+		j := j
+		j.Name = "hook"
+		j.Env = append(append(append([]string{}, j.Env...), vars...), "PYTHONDONTWRITEBYTECODE=1")
+		j.Env = append(j.Env, r.Env...)
+		j.Argv = []string{"/bin/sh", "-ec", h}
+		if err := m.run(ctx, j, r.File); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// compile runs compileall with -I and -S: no code of the packages runs (.pth
+// files). Files that are not valid for this version do not compile and are left
+// as they are.
+func (m *Manager) compile(ctx context.Context, r Recipe, j Job, argv []string) error {
+	j.Argv = argv
 	var out tail
-	c.Stdout, c.Stderr = &out, &out
-	res, err := m.runner.Run(ctx, c)
+	j.Stdout, j.Stderr = &out, &out
+	res, err := m.runner.Run(ctx, j)
 	if err != nil {
-		return nil, fmt.Errorf("compile: %w", err)
+		return fmt.Errorf("compile: %w", err)
 	}
 	diskFull := strings.Contains(string(out.b), unix.ENOSPC.Error()) || strings.Contains(string(out.b), "No space left on device")
 	if res.ExitCode > 1 || res.Reason != "exit" && res.Reason != "" || diskFull {
-		return nil, explain("compile", r.File, res, string(out.b))
+		return explain("compile", r.File, res, string(out.b))
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+	return ctx.Err()
+}
 
-	m.progress.Phase("store", count)
+// storeEnv takes the environment that jobs left below dir into the store.
+func (m *Manager) storeEnv(ctx context.Context, dir string) (*rootfs.Manifest, error) {
 	// The tool's cache has links to what it installed: without them the files are
 	// taken over instead of copied.
 	if err := os.RemoveAll(filepath.Join(dir, "cache")); err != nil {

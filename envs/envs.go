@@ -113,6 +113,7 @@ type Recipe struct {
 	Python             string      `json:"python,omitempty"` // "3.12" or a path in the base; "" is its python3
 	SystemSitePackages bool        `json:"system_site_packages,omitempty"`
 	AllowBuild         bool        `json:"allow_build,omitempty"`   // build source distributions, in a sandbox
+	AllowScripts       bool        `json:"allow_scripts,omitempty"` // run conda packages' link scripts, in a sandbox
 	Hooks              []string    `json:"hooks,omitempty"`         // shell commands run after the install, in a sandbox, with the environment writable
 	Env                []string    `json:"env,omitempty"`           // KEY=VALUE of whoever uses the environment
 	IndexURL           string      `json:"index_url,omitempty"`     // "" is the resolver's configuration
@@ -158,6 +159,8 @@ type Env struct {
 	// Recipe is what it was baked from, without the file: that is the lock.
 	// Credentials of its index are left out.
 	Recipe Recipe `json:"recipe"`
+	// Notes are what a user should know of it: scripts that were not run.
+	Notes []string `json:"notes,omitempty"`
 	// Origin is where it was imported from; nil: it was baked on this machine.
 	Origin *Origin `json:"origin,omitempty"`
 
@@ -248,6 +251,10 @@ func (m *Manager) ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 	in, err := readInput(r.File)
 	if err != nil {
 		return nil, ph, err
+	}
+	if in.conda != "" {
+		env, err := m.ensureConda(ctx, r, in, ph)
+		return env, ph, err
 	}
 	py, err := m.interpreter(&r)
 	if err != nil {
@@ -508,6 +515,9 @@ func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if in.conda != "" {
+		return m.lockOfConda(ctx, r, in)
+	}
 	py, err := m.interpreter(&r)
 	if err != nil {
 		return nil, err
@@ -539,6 +549,9 @@ func (m *Manager) Find(r Recipe) (*Env, error) {
 	in, err := readInput(r.File)
 	if err != nil {
 		return nil, err
+	}
+	if in.conda != "" {
+		return m.findConda(r, in)
 	}
 	py, err := m.interpreter(&r)
 	if err != nil {

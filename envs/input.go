@@ -12,7 +12,8 @@ import (
 
 // input is a recipe's file with all that it includes.
 type input struct {
-	kind  string // "requirements" or "pylock"
+	kind  string // "requirements", "pylock" or "conda"
+	conda Kind   // of the latter: which one
 	files []inputFile
 	reqs  []requirement
 	opts  []string // index lines: --index-url X, --extra-index-url X, …
@@ -82,6 +83,8 @@ func readInput(path string) (*input, error) {
 	switch kind {
 	case KindPylock:
 		return &input{kind: "pylock", files: []inputFile{{"pylock.toml", b}}}, nil
+	case KindEnvironment, KindExplicit, KindCondaLock, KindPixi:
+		return condaInput(kind, abs, b)
 	case KindRequirements:
 	default:
 		return nil, fail("export it as a requirements.txt: uv export, poetry export", "read %q: it looks like a %s, which this version cannot bake", path, kind)

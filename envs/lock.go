@@ -106,7 +106,8 @@ func (m *Manager) parseLock(b []byte, path string) (*lock, error) {
 }
 
 // resolve runs the resolver in a sandbox that reaches the indexes only.
-func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python) (text []byte, err error) {
+// more are arguments for uv; where it is not there they cannot be heeded.
+func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, more ...string) (text []byte, err error) {
 	t, err := m.tool(ctx)
 	if err != nil {
 		return nil, err
@@ -117,14 +118,8 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python) (
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	for _, f := range in.files {
-		p := filepath.Join(dir, "in", f.name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			return nil, fmt.Errorf("resolve: %w", err)
-		}
-		if err := os.WriteFile(p, f.data, 0o644); err != nil {
-			return nil, fmt.Errorf("resolve: %w", err)
-		}
+	if err := writeFiles(dir, in.files); err != nil {
+		return nil, err
 	}
 	if r.prefer != nil { // the resolver keeps the pins of its output file
 		if err := os.WriteFile(filepath.Join(dir, "lock.txt"), r.prefer, 0o644); err != nil {
@@ -135,6 +130,9 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python) (
 	j := m.job(t, r.Base, "resolve", dir, &ix)
 	j.Dir = "/opt/in"
 	first := "/opt/in/" + in.files[0].name
+	if t.Kind == "pip" && len(more) > 0 {
+		return nil, fail("put uv on PATH", "resolve %q: it needs uv, which could not be had", r.File)
+	}
 	if t.Kind == "pip" {
 		return m.resolvePip(ctx, r, j, py, first, dir)
 	}
@@ -145,7 +143,7 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python) (
 	if r.ExcludeNewer != "" {
 		j.Argv = append(j.Argv, "--exclude-newer", r.ExcludeNewer)
 	}
-	j.Argv = append(j.Argv, first)
+	j.Argv = append(append(j.Argv, more...), first)
 	if err := m.run(ctx, j, r.File); err != nil {
 		return nil, err
 	}

@@ -184,19 +184,9 @@ func (m *Manager) installUV(ctx context.Context) (path string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	req := filepath.Join(tmp, "requirements.txt")
-	if err := os.WriteFile(req, []byte("uv=="+uvVersion+" --hash="+strings.Join(uvHashes, " --hash=")+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("install uv: %w", err)
-	}
-	cmd := hostPython(ctx, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", req, "-d", tmp)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := onThread(cmd.Run); err != nil {
-		return "", fail("apt-get install python3-pip; or put uv on PATH", "install uv: %v: %s", err, lastLine(out.String()))
-	}
-	wheels, _ := filepath.Glob(filepath.Join(tmp, "uv-*.whl"))
-	if len(wheels) != 1 {
-		return "", fmt.Errorf("install uv: pip left %d wheels", len(wheels))
+	wheel, err := pipDownload(ctx, tmp, "uv", uvVersion, uvHashes, "apt-get install python3-pip; or put uv on PATH")
+	if err != nil {
+		return "", err
 	}
 	bin := filepath.Join(tmp, "uv")
 	dst, err := os.OpenFile(bin, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
@@ -205,12 +195,12 @@ func (m *Manager) installUV(ctx context.Context) (path string, err error) {
 	}
 	// By Python, which pip came with: archive/zip and its inflater would be
 	// initialised at every launch.
-	out.Reset()
+	var out bytes.Buffer
 	unzip := hostPython(ctx, "-c", "import shutil, sys, zipfile; shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), sys.stdout.buffer)",
-		wheels[0], "uv-"+uvVersion+".data/scripts/uv")
+		wheel, "uv-"+uvVersion+".data/scripts/uv")
 	unzip.Stdout, unzip.Stderr = dst, &out
 	if err = onThread(unzip.Run); err != nil {
-		err = fmt.Errorf("unpack %q: %w: %s", filepath.Base(wheels[0]), err, lastLine(out.String()))
+		err = fmt.Errorf("unpack %q: %w: %s", filepath.Base(wheel), err, lastLine(out.String()))
 	}
 	err = errors.Join(err, dst.Sync(), dst.Close())
 	if err == nil {
@@ -223,6 +213,25 @@ func (m *Manager) installUV(ctx context.Context) (path string, err error) {
 		return "", fmt.Errorf("install uv: %w", err)
 	}
 	return path, nil
+}
+
+// pipDownload downloads one wheel through this host's pip, with hashes.
+func pipDownload(ctx context.Context, dir, name, version string, hashes []string, hint string) (wheel string, err error) {
+	req := filepath.Join(dir, "requirements.txt")
+	if err := os.WriteFile(req, []byte(name+"=="+version+" --hash="+strings.Join(hashes, " --hash=")+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("install %s: %w", name, err)
+	}
+	cmd := hostPython(ctx, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", req, "-d", dir)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := onThread(cmd.Run); err != nil {
+		return "", fail(hint, "install %s: %v: %s", name, err, lastLine(out.String()))
+	}
+	wheels, _ := filepath.Glob(filepath.Join(dir, "*.whl"))
+	if len(wheels) != 1 {
+		return "", fmt.Errorf("install %s: pip left %d wheels", name, len(wheels))
+	}
+	return wheels[0], nil
 }
 
 func lastLine(s string) string {
@@ -294,18 +303,22 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 			addHost(u)
 		}
 	}
-	// The host's certificates, wherever it keeps them, at one place inside.
+	env, binds := certificates()
+	c.env, c.binds = append(c.env, env...), append(c.binds, binds...)
+	return c
+}
+
+// certificates shows the host's, wherever it keeps them, at one place inside.
+func certificates() (env []string, binds []JobBind) {
 	for _, p := range []string{os.Getenv("SSL_CERT_FILE"), os.Getenv("PIP_CERT"), "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"} {
 		if p == "" {
 			continue
 		}
 		if real, err := filepath.EvalSymlinks(p); err == nil {
-			c.binds = append(c.binds, JobBind{Source: real, Target: "/mnt/ca.crt", ReadOnly: true})
-			c.env = append(c.env, "SSL_CERT_FILE=/mnt/ca.crt", "PIP_CERT=/mnt/ca.crt")
-			break
+			return []string{"SSL_CERT_FILE=/mnt/ca.crt", "PIP_CERT=/mnt/ca.crt"}, []JobBind{{Source: real, Target: "/mnt/ca.crt", ReadOnly: true}}
 		}
 	}
-	return c
+	return nil, nil
 }
 
 // hostPort gives the host:port of a URL, "" where there is none. (net/url would

@@ -24,6 +24,7 @@ type recipeOptions struct {
 	requirements       string
 	base, python       string
 	allowBuild, system bool
+	allowScripts       bool
 	refresh            bool
 	hooks, envVars     []string
 	indexURL, newer    string
@@ -34,6 +35,7 @@ func (o *recipeOptions) declareRecipe(f *flagSet) {
 	f.StringVar(&o.base, "base", "host", "base `name`; host is this host's own /usr, read-only")
 	f.StringVar(&o.python, "python", "", "interpreter: a `version` (3.12) or a path in the base (default: its python3)")
 	f.BoolVar(&o.allowBuild, "allow-build", "build source distributions, in a sandbox: runs their code")
+	f.BoolVar(&o.allowScripts, "allow-scripts", "run the link scripts of conda packages, in a sandbox")
 	f.BoolVar(&o.system, "system-site-packages", "let the environment see the base's own packages")
 	f.BoolVar(&o.refresh, "refresh", "resolve anew what is not pinned")
 	f.ListVar(&o.hooks, "hook", "shell `command` to run after the install, in a sandbox, with the environment writable")
@@ -44,7 +46,7 @@ func (o *recipeOptions) declareRecipe(f *flagSet) {
 
 func (o *recipeOptions) recipe(base rootfs.Base) envs.Recipe {
 	return envs.Recipe{
-		File: o.requirements, Base: base, Python: o.python, SystemSitePackages: o.system, AllowBuild: o.allowBuild,
+		File: o.requirements, Base: base, Python: o.python, SystemSitePackages: o.system, AllowBuild: o.allowBuild, AllowScripts: o.allowScripts,
 		Hooks: o.hooks, Env: o.envVars, IndexURL: o.indexURL, ExcludeNewer: o.newer, Refresh: o.refresh,
 	}
 }
