@@ -27,7 +27,7 @@ var fileBacked = true
 func mountImage(path string) (int, error) {
 	const attr = safeAttr | unix.MOUNT_ATTR_RDONLY
 	if fileBacked {
-		fd, err := Fsmount("erofs", attr, [2]string{"source", path})
+		fd, err := Fsmount("erofs", attr, [2]string{"source", path}, [2]string{"ro", ""})
 		switch {
 		case err == nil:
 			return fd, nil
@@ -47,7 +47,7 @@ func mountImage(path string) (int, error) {
 		return -1, fmt.Errorf("mount layer %q: %w", path, err)
 	}
 	defer loop.Close() // the mount holds it
-	fd, err := Fsmount("erofs", attr, [2]string{"source", loop.Name()})
+	fd, err := Fsmount("erofs", attr, [2]string{"source", loop.Name()}, [2]string{"ro", ""})
 	if err != nil {
 		return -1, fmt.Errorf("mount layer %q: %w", path, err)
 	}
@@ -88,7 +88,7 @@ func openTree(path string) (*os.File, error) {
 // WriteEROFS writes a layer, after every byte of it was compared with its
 // manifest, as an uncompressed EROFS image to dst, which must not be there. The
 // same layer gives the same bytes with the same mkfs.erofs: owner, times and
-// UUID are fixed.
+// UUID are fixed. One that is packed is copied as it is.
 func (s *Store) WriteEROFS(ctx context.Context, digest, dst string) error {
 	id, err := hexOf(digest)
 	if err != nil {
@@ -111,11 +111,17 @@ func (s *Store) writeEROFS(ctx context.Context, digest, id, dst string) (err err
 	if len(damage) > 0 {
 		return hinted.New(fmt.Errorf("write EROFS image of %q: %s: %s", digest, damage[0].Path, damage[0].Problem), "the layer is damaged: remove the environment and bake it again")
 	}
-	tree, err := s.OpenLayer(digest)
+	from, err := s.LayerPath(digest)
 	if err != nil {
 		return err
 	}
-	defer tree.Close()
+	if filepath.Base(from) == imageName {
+		err := copyFile(from, dst, 0o600)
+		if err != nil && !errors.Is(err, os.ErrExist) {
+			err = errors.Join(s.Explain(err), os.Remove(dst))
+		}
+		return err
+	}
 	mkfs, err := exec.LookPath("mkfs.erofs")
 	if err != nil {
 		if mkfs = "/usr/sbin/mkfs.erofs"; !isFile(mkfs) {
@@ -134,8 +140,8 @@ func (s *Store) writeEROFS(ctx context.Context, digest, id, dst string) (err err
 	// Modification times are all the store's own; -T without them kept would give
 	// the directories the time of now.
 	cmd := exec.CommandContext(ctx, mkfs, "--quiet", "-x-1", "--all-root", "-T"+strconv.FormatInt(layerTime.Unix(), 10),
-		"-U", uuidOf(id), "/proc/self/fd/3", "/proc/self/fd/4/.")
-	cmd.ExtraFiles = []*os.File{out, tree}
+		"-U", uuidOf(id), "/proc/self/fd/3", from) // it goes by the name of the source, not by what is open
+	cmd.ExtraFiles = []*os.File{out}
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
