@@ -235,15 +235,13 @@ func sharedLayer(e *Env, all []*Env, gone map[string]bool) bool {
 // goes with the last record that has it. Those in use stay. It gives the bytes
 // that are free when the content is pruned.
 func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim, dry bool, p *Pruned) (freed int64, err error) {
-	release, err := m.store.Removing(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer func() {
-		if release != nil {
-			release()
+	release := func() {}
+	if !dry {
+		if release, err = m.store.Removing(ctx); err != nil {
+			return 0, err
 		}
-	}()
+	}
+	defer func() { release() }()
 	all, err := m.List()
 	if err != nil {
 		return 0, err
@@ -299,7 +297,7 @@ func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim
 		p.Removed = append(p.Removed, e)
 	}
 	release()
-	release = nil
+	release = func() {}
 	var errs []error
 	for _, finish := range rest {
 		errs = append(errs, finish())
