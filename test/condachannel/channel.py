@@ -118,7 +118,6 @@ TEXTS = {
     "bin/app": (f"#!{P}/bin/python{MM}\nprint('{P}')\n".encode(), 0o755),
     "bin/app.sh": (f"#!/bin/sh -e\necho {P}\n".encode(), 0o755),
     "lib/pkgconfig/app.pc": f"prefix={P}\n".encode(),
-    "share/app/latin1.txt": b"#!/bin/sh \xe9\n" + P.encode() + b" \xff\n",
     "share/app/crlf": f"{P}\r\n{P}".encode(),
     "share/app/shebang-only": f"#!{P}/bin/tool".encode(),
     "share/app/data": b"no prefix here\n",
@@ -128,6 +127,8 @@ TEXTS = {
 }
 package("text-prefix", "1.0", "h3_0", TEXTS)
 package("text-twin", "1.0", "h3_1", {k.replace("app", "twin"): v for k, v in TEXTS.items()}, kind="tar.bz2")
+# rattler 0.28 writes U+FFFD for the byte that is no UTF-8.
+package("latin1", "1.0", "h3_0", {"share/latin1.txt": b"#!/bin/sh \xe9\n" + P.encode() + b" \xff\n"})
 DEEP = "libexec/" + "/".join(["d" * 30] * 4)
 package("long-shebang", "1.0", "h4_0", {
     "bin/long-python": (f"#!{P}/{DEEP}/python{MM} -E\nprint(1)\n".encode(), 0o755),
@@ -159,9 +160,12 @@ for v in "1.0", "2.0":
 package("uselink", "1.0", "h8_0", {"bin/uselink": (b"#!/bin/sh\n", 0o755)}, depends=["liblink >=1"])
 package("nolink", "1.0", "h9_0", {"etc/nolink.conf": b"x\n", "share/nolink": b"y\n"}, no_link=["etc/nolink.conf"])
 CLOBBER = lambda who: {"share/clash/same": who, "share/clash/only-" + who.decode(): who}
-package("clobber-a", "1.0", "h10_0", CLOBBER(b"a") | {"share/clash/kind": b"a file", "share/clash/dir/x": b"ax", "share/clash/prefix": P.encode()})
-package("clobber-b", "1.0", "h10_0", CLOBBER(b"b") | {"share/clash/kind/below": b"b below", "share/clash/dir": b"b file", "share/clash/prefix": b"b " + P.encode()}, depends=["clobber-a"])
+package("clobber-a", "1.0", "h10_0", CLOBBER(b"a") | {"share/clash/prefix": P.encode()})
+package("clobber-b", "1.0", "h10_0", CLOBBER(b"b") | {"share/clash/prefix": b"b " + P.encode()}, depends=["clobber-a"])
 package("clobber-c", "1.0", "h10_0", CLOBBER(b"c") | {"share/clash/Same": b"other case"})
+# A file against a folder: which thread of rattler 0.28 is first decides whether it fails.
+package("kind-a", "1.0", "h16_0", {"share/kind/one": b"a file", "share/kind/two/x": b"ax", "share/kind/two/y": b"ay"})
+package("kind-b", "1.0", "h16_0", {"share/kind/one/below": b"b below", "share/kind/two": b"b file"}, depends=["kind-a"])
 package("scripted", "1.0", "h11_0", {
     "bin/.scripted-post-link.sh": (b"#!/bin/bash\necho \"$PKG_NAME $PKG_VERSION $PKG_BUILDNUM\" > \"$PREFIX/share/scripted.txt\"\n", 0o755),
     "bin/.scripted-pre-unlink.sh": (b"#!/bin/bash\nrm -f \"$PREFIX/share/scripted.txt\"\n", 0o755),
