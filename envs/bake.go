@@ -330,7 +330,7 @@ func subset(l *lock, some []requirement) *lock {
 		}
 		b.WriteString("\n")
 	}
-	return &lock{kind: l.kind, text: []byte(b.String()), in: &input{kind: l.kind, reqs: some, opts: l.in.opts}}
+	return &lock{kind: l.kind, text: []byte(b.String()), in: &input{kind: l.in.kind, reqs: some, opts: l.in.opts}}
 }
 
 // merge unites parts. Directories and equal files may be in several.

@@ -120,7 +120,7 @@ func condaInput(kind Kind, file string, data []byte) (*input, error) {
 			if err != nil {
 				return nil, &Error{Msg: fmt.Sprintf("read %q: its pip section: %v", file, err), Err: err}
 			}
-			more := &input{kind: "requirements"}
+			more := &input{kind: KindRequirements}
 			if err := more.add(p, b, filepath.Dir(file), false, map[string]bool{}, 0); err != nil {
 				return nil, err
 			}
@@ -278,7 +278,7 @@ func (m *Manager) resolvePipSection(ctx context.Context, r Recipe, l *condaLock,
 			constraints += normalise(p.Name) + "==" + p.Version + "\n"
 		}
 	}
-	section := &input{kind: "requirements"}
+	section := &input{kind: KindRequirements}
 	top, err := filepath.Abs(filepath.Dir(r.File))
 	if err != nil {
 		return "", fmt.Errorf("resolve %q: %w", r.File, err)

@@ -298,7 +298,7 @@ func (m *Manager) installPipSection(ctx context.Context, r Recipe, t *tool, l *c
 	if err := os.WriteFile(filepath.Join(dir, "requirements.txt"), []byte(l.Requirements), 0o644); err != nil {
 		return fmt.Errorf("bake: %w", err)
 	}
-	section := &input{kind: "requirements"}
+	section := &input{kind: KindRequirements}
 	if err := section.add("/opt/requirements.txt", []byte(l.Requirements), "/opt", false, map[string]bool{}, 0); err != nil {
 		return err
 	}

@@ -36,7 +36,10 @@ type Conversion struct {
 type Converted struct {
 	Packages int      `json:"packages"`
 	Sources  []Source `json:"sources,omitempty"`
-	Notes    []string `json:"notes,omitempty"` // for people, one line each
+	// Stale names what the pyproject.toml beside needs and the lock has not: then
+	// there is no output.
+	Stale     string `json:"stale,omitempty"`
+	StaleHint string `json:"stale_hint,omitempty"`
 }
 
 // Source is a package that is not taken from an index: it is built, or a wheel

@@ -107,7 +107,7 @@ func fail(hint, format string, a ...any) error {
 // Recipe is what an environment is made from. The zero value of every field
 // but File is the default.
 type Recipe struct {
-	File               string      `json:"-"` // requirements.txt or pylock.toml, by content
+	File               string      `json:"-"` // of any kind (see Kind), by content; or a folder with one
 	Name               string      `json:"-"` // a name for it, "" is none
 	Base               rootfs.Base `json:"-"`
 	Python             string      `json:"python,omitempty"` // "3.12" or a path in the base; "" is its python3
@@ -119,6 +119,10 @@ type Recipe struct {
 	IndexURL           string      `json:"index_url,omitempty"`     // "" is the resolver's configuration
 	ExcludeNewer       string      `json:"exclude_newer,omitempty"` // a date: nothing published later
 	Refresh            bool        `json:"-"`                       // resolve anew
+	Extras             []string    `json:"extras,omitempty"`        // of the project
+	Groups             []string    `json:"groups,omitempty"`        // its dependency groups, besides its own dependencies
+	OnlyGroups         []string    `json:"only_groups,omitempty"`   // instead of its own dependencies
+	AllExtras          bool        `json:"all_extras,omitempty"`
 	// Staged says that it was a recipe in TOML: its steps are not in here.
 	Staged bool `json:"staged,omitempty"`
 
@@ -248,7 +252,7 @@ func (m *Manager) Ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 func (m *Manager) ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 	ph := Phases{}
 	start := time.Now()
-	in, err := readInput(r.File)
+	in, err := m.read(&r)
 	if err != nil {
 		return nil, ph, err
 	}
@@ -511,7 +515,7 @@ func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 		_, text, err := m.LockText(e)
 		return text, err
 	}
-	in, err := readInput(r.File)
+	in, err := m.read(&r)
 	if err != nil {
 		return nil, err
 	}
@@ -546,7 +550,7 @@ func (m *Manager) Find(r Recipe) (*Env, error) {
 		}
 		return e, err
 	}
-	in, err := readInput(r.File)
+	in, err := m.read(&r)
 	if err != nil {
 		return nil, err
 	}
@@ -557,18 +561,9 @@ func (m *Manager) Find(r Recipe) (*Env, error) {
 	if err != nil {
 		return nil, err
 	}
-	var l *lock
-	if in.isLock() {
-		l = &lock{kind: in.kind, text: in.files[0].data, in: in}
-	} else {
-		path := m.lockPath(r, in, py)
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return nil, nil //nolint:nilerr // not resolved yet
-		}
-		if l, err = m.parseLock(b, path); err != nil {
-			return nil, err
-		}
+	l, err := m.keptLock(r, in, py)
+	if l == nil || err != nil {
+		return nil, err
 	}
 	e, err := m.load(m.key(r, l, py))
 	if errors.Is(err, os.ErrNotExist) {

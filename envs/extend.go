@@ -36,7 +36,7 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 		return fail("leave python out", "%s: python %q: the interpreter is that of what it extends", where, r.Python)
 	}
 	r.Python = p.Python
-	in, err := readInput(r.File)
+	in, err := b.read(&r)
 	if err != nil {
 		return err
 	}
@@ -45,8 +45,12 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 		return err
 	}
 	r.prefer = old.text
-	if b.dry && !in.isLock() {
-		if _, err := os.Stat(b.lockPath(r, in, py)); err != nil {
+	if b.dry {
+		l, err := b.keptLock(r, in, py)
+		if err != nil {
+			return err
+		}
+		if l == nil {
 			return errNotBaked
 		}
 	}

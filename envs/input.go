@@ -12,12 +12,17 @@ import (
 
 // input is a recipe's file with all that it includes.
 type input struct {
-	kind  string // "requirements", "pylock" or "conda"
-	conda Kind   // of the latter: which one
+	kind  Kind
+	conda Kind   // which one, where kind is "conda"
+	path  string // of the first file
 	files []inputFile
 	reqs  []requirement
 	opts  []string // index lines: --index-url X, --extra-index-url X, …
 	urls  []string // of requirements that name their file: name @ https://…
+
+	convert bool    // into requirements, in a sandbox, for target
+	target  *Target // set before it is converted
+	project *input  // the pyproject.toml that was given; this is the lock beside it
 }
 
 // inputFile is one file; name is relative to a common directory, so that
@@ -81,15 +86,15 @@ func readInput(path string) (*input, error) {
 		return nil, err
 	}
 	switch kind {
-	case KindPylock:
-		return &input{kind: "pylock", files: []inputFile{{"pylock.toml", b}}}, nil
 	case KindEnvironment, KindExplicit, KindCondaLock, KindPixi:
 		return condaInput(kind, abs, b)
 	case KindRequirements:
+	case KindPylock, KindPyproject, KindUV, KindPoetry, KindPDM, KindPipfile:
+		return projectInput(kind, abs, b)
 	default:
-		return nil, fail("export it as a requirements.txt: uv export, poetry export", "read %q: it looks like a %s, which this version cannot bake", path, kind)
+		return nil, fail(kindsTaken, "read %q: it looks like a %s, which this version cannot bake", path, kind)
 	}
-	in := &input{kind: "requirements"}
+	in := &input{kind: kind, path: abs}
 	if err := in.add(abs, b, filepath.Dir(abs), false, map[string]bool{}, 0); err != nil {
 		return nil, err
 	}
@@ -218,10 +223,10 @@ func (in *input) include(v, where, path, top string, constraint bool, seen map[s
 // isLock says whether every requirement is pinned and hashed: then it is a
 // lock already and nothing is resolved.
 func (in *input) isLock() bool {
-	if in.kind == "pylock" {
-		return true
+	if in.kind == KindPylock {
+		return !in.convert
 	}
-	if len(in.files) != 1 {
+	if in.kind != KindRequirements || len(in.files) != 1 {
 		return false
 	}
 	for _, r := range in.reqs {
@@ -235,7 +240,7 @@ func (in *input) isLock() bool {
 // text is all of the input, for keys.
 func (in *input) text() string {
 	var b strings.Builder
-	b.WriteString(in.kind + "\n")
+	b.WriteString(string(in.kind) + "\n")
 	for _, f := range in.files {
 		fmt.Fprintf(&b, "%q %d\n%s", f.name, len(f.data), f.data)
 	}

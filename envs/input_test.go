@@ -22,17 +22,18 @@ const hash1 = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 
 func TestKindIsDetectedByContent(t *testing.T) {
 	for name, c := range map[string]struct {
-		text, kind string
-		lock       bool
+		text string
+		kind Kind
+		lock bool
 	}{
-		"unpinned":                {"requests\n", "requirements", false},
-		"pinned":                  {"requests==2.0\n", "requirements", false},
-		"hashed":                  {"requests==2.0 \\\n    --hash=" + hash1 + "\n", "requirements", true},
-		"one of two hashed":       {"a==1 --hash=" + hash1 + "\nb==2\n", "requirements", false},
-		"hashed but not pinned":   {"a>=1 --hash=" + hash1 + "\n", "requirements", false},
-		"a wildcard is no pin":    {"a==1.* --hash=" + hash1 + "\n", "requirements", false},
-		"comments and a BOM":      {"\xef\xbb\xbf# hello\n\n", "requirements", true},
-		"pylock under other name": {"lock-version = \"1.0\"\n[[packages]]\nname = \"a\"\n", "pylock", true},
+		"unpinned":                {"requests\n", KindRequirements, false},
+		"pinned":                  {"requests==2.0\n", KindRequirements, false},
+		"hashed":                  {"requests==2.0 \\\n    --hash=" + hash1 + "\n", KindRequirements, true},
+		"one of two hashed":       {"a==1 --hash=" + hash1 + "\nb==2\n", KindRequirements, false},
+		"hashed but not pinned":   {"a>=1 --hash=" + hash1 + "\n", KindRequirements, false},
+		"a wildcard is no pin":    {"a==1.* --hash=" + hash1 + "\n", KindRequirements, false},
+		"comments and a BOM":      {"\xef\xbb\xbf# hello\n\n", KindRequirements, true},
+		"pylock under other name": {"lock-version = \"1.0\"\n[[packages]]\nname = \"a\"\n", KindPylock, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in, err := readInput(file(t, "x.txt", c.text))
@@ -167,7 +168,7 @@ func FuzzRequirements(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		in := &input{kind: "requirements"}
+		in := &input{kind: KindRequirements}
 		_ = in.add("/nonexistent/r.txt", []byte(s), "/nonexistent", false, map[string]bool{}, 0) // must not panic
 	})
 }

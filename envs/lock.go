@@ -1,6 +1,7 @@
 package envs
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,6 +19,8 @@ type lock struct {
 	kind string // "requirements" or "pylock"
 	text []byte
 	in   *input
+
+	stale string // it is none: what the lock that was converted lacks
 }
 
 func (l *lock) digest() string {
@@ -58,8 +61,68 @@ func (l *lock) fileName() string {
 // was resolved to before, or resolves.
 func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lock, error) {
 	if in.isLock() {
-		return &lock{kind: in.kind, text: in.files[0].data, in: in}, nil
+		return in.asLock(), nil
 	}
+	if in.needsTarget() {
+		t, err := m.target(ctx, r.Base, py)
+		if err == nil {
+			err = in.setTarget(r.File, t)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	l, err := m.pathLock(ctx, r, in, py)
+	if err == nil && l.stale != "" { // then the project itself is resolved
+		needs, _, _ := strings.Cut(l.stale, "\n")
+		project, err := in.ofProject(r.File, l)
+		if err != nil {
+			return nil, err
+		}
+		m.progress.Phase("resolve", fmt.Sprintf("pyproject.toml: the %s beside it is older, it lacks %s", in.kind, needs))
+		return m.lock(ctx, r, project, py)
+	}
+	return l, err
+}
+
+// asLock gives an input that is a lock already.
+func (in *input) asLock() *lock {
+	kind := "requirements"
+	if in.kind == KindPylock {
+		kind = "pylock"
+	}
+	return &lock{kind: kind, text: in.files[0].data, in: in}
+}
+
+// keptLock gives the lock of an input where that needs no work, nil where it does.
+func (m *Manager) keptLock(r Recipe, in *input, py python) (*lock, error) {
+	if in.isLock() {
+		return in.asLock(), nil
+	}
+	if in.needsTarget() {
+		t := m.keptTarget(r.Base, py)
+		if t == nil {
+			return nil, nil
+		}
+		if err := in.setTarget(r.File, t); err != nil {
+			return nil, err
+		}
+	}
+	path := m.lockPath(r, in, py)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil //nolint:nilerr // not resolved yet
+	}
+	l, err := m.parseLock(b, path)
+	if err == nil && l.stale != "" {
+		if in, err = in.ofProject(r.File, l); err == nil {
+			return m.keptLock(r, in, py)
+		}
+	}
+	return l, err
+}
+
+func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) (*lock, error) {
 	path := m.lockPath(r, in, py)
 	if !r.Refresh {
 		if b, err := os.ReadFile(path); err == nil {
@@ -76,7 +139,12 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 			return m.parseLock(b, path)
 		}
 	}
-	text, err := m.resolve(ctx, r, in, py)
+	var text []byte
+	if in.convert {
+		text, err = m.convert(ctx, r, in)
+	} else {
+		text, err = m.resolve(ctx, r, in, py)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +157,7 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 // lockPath is where the lock of an input is kept. Neither the tool's version
 // nor the interpreter's build is in it: an update of them moves no pins.
 func (m *Manager) lockPath(r Recipe, in *input, py python) string {
-	parts := []string{schema, in.text(), py.path + " " + r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID}
+	parts := []string{schema, in.text(), py.path + " " + r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID, r.selection(), in.targetText()}
 	if r.prefer != nil {
 		parts = append(parts, "prefer", string(r.prefer))
 	}
@@ -97,8 +165,23 @@ func (m *Manager) lockPath(r Recipe, in *input, py python) string {
 	return m.store.Path("envs", "locks", key+".txt")
 }
 
+// targetText is what a conversion depends on besides the files.
+func (in *input) targetText() string {
+	if in.target == nil {
+		return ""
+	}
+	b, err := json.Marshal(in.target) // maps in order
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
 func (m *Manager) parseLock(b []byte, path string) (*lock, error) {
-	in := &input{kind: "requirements"}
+	if s, ok := bytes.CutPrefix(b, []byte(staleMark)); ok {
+		return &lock{stale: string(bytes.TrimSpace(s))}, nil
+	}
+	in := &input{kind: KindRequirements}
 	if err := in.add(path, b, filepath.Dir(path), false, map[string]bool{}, 0); err != nil {
 		return nil, err
 	}
@@ -134,6 +217,9 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 		return nil, fail("put uv on PATH", "resolve %q: it needs uv, which could not be had", r.File)
 	}
 	if t.Kind == "pip" {
+		if in.kind == KindPyproject {
+			return nil, fail("put uv on PATH", "resolve %q: a pyproject.toml needs uv, which could not be had", r.File)
+		}
 		return m.resolvePip(ctx, r, j, py, first, dir)
 	}
 	j.Argv = []string{uvBinary, "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--emit-index-url", "--python", py.path, "--output-file", "/opt/lock.txt"}
@@ -143,8 +229,11 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	if r.ExcludeNewer != "" {
 		j.Argv = append(j.Argv, "--exclude-newer", r.ExcludeNewer)
 	}
-	j.Argv = append(append(j.Argv, more...), first)
+	j.Argv = append(append(j.Argv, more...), r.compileArgs(first)...)
 	if err := m.run(ctx, j, r.File); err != nil {
+		if in.kind == KindPyproject && strings.Contains(err.Error(), "Building source distributions is disabled") {
+			return nil, fail("list them under [project], or lock the project with its tool", "resolve %q: its dependencies are dynamic: only its build says them", r.File)
+		}
 		return nil, err
 	}
 	b, err := readOutput(filepath.Join(dir, "lock.txt"))

@@ -26,7 +26,7 @@ func FuzzPartOfALockReadsBackTheSame(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		in := &input{kind: "requirements"}
+		in := &input{kind: KindRequirements}
 		if err := in.add("/nowhere/r.txt", []byte(s), "/nowhere", false, map[string]bool{}, 0); err != nil {
 			return
 		}
@@ -41,7 +41,7 @@ func FuzzPartOfALockReadsBackTheSame(f *testing.F) {
 		}
 		// What is installed for the missing wheels is read back the same.
 		l := subset(&lock{kind: "requirements", in: in}, in.reqs)
-		back := &input{kind: "requirements"}
+		back := &input{kind: KindRequirements}
 		if err := back.add("/nowhere/s.txt", l.text, "/nowhere", false, map[string]bool{}, 0); err != nil || len(back.reqs) != len(in.reqs) {
 			t.Fatalf("%v: %q gives %q", err, s, l.text)
 		}

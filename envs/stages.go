@@ -424,6 +424,9 @@ func (b *recipeBake) packageRecipe(s *stage, out *built) (r Recipe, label string
 		r.ExcludeNewer = s.newer
 	}
 	r.AllowBuild = r.AllowBuild || s.allowBuild
+	if !r.selects() {
+		r.Extras, r.Groups = s.extras, s.groups
+	}
 	r.SystemSitePackages = r.SystemSitePackages || s.system
 	if r.Base, err = b.upon(out); err != nil {
 		return r, "", err

@@ -298,7 +298,7 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 	if t.FileHost != "" {
 		addHost("https://" + t.FileHost)
 	}
-	if in.kind == "pylock" {
+	if in.kind == KindPylock {
 		for _, u := range urlsIn(string(in.files[0].data)) {
 			addHost(u)
 		}

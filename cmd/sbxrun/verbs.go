@@ -28,10 +28,17 @@ type recipeOptions struct {
 	refresh            bool
 	hooks, envVars     []string
 	indexURL, newer    string
+	extras, groups     []string
+	onlyGroups         []string
+	allExtras          bool
 }
 
 func (o *recipeOptions) declareRecipe(f *flagSet) {
-	f.StringVarP(&o.requirements, "requirements", "r", "", "`file`: requirements.txt (pinned or not, hashed or not) or pylock.toml")
+	f.StringVarP(&o.requirements, "requirements", "r", "", "`file` by content: requirements.txt, pyproject.toml, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock; or a folder with one")
+	f.ListVar(&o.extras, "extra", "take this extra of the project too, by `name`")
+	f.BoolVar(&o.allExtras, "all-extras", "take all extras of the project")
+	f.ListVar(&o.groups, "group", "take this dependency group of the project too, by `name`")
+	f.ListVar(&o.onlyGroups, "only-group", "take this dependency group and not the project's own dependencies, by `name`")
 	f.StringVar(&o.base, "base", "host", "base `name`; host is this host's own /usr, read-only")
 	f.StringVar(&o.python, "python", "", "interpreter: a `version` (3.12) or a path in the base (default: its python3)")
 	f.BoolVar(&o.allowBuild, "allow-build", "build source distributions, in a sandbox: runs their code")
@@ -48,6 +55,7 @@ func (o *recipeOptions) recipe(base rootfs.Base) envs.Recipe {
 	return envs.Recipe{
 		File: o.requirements, Base: base, Python: o.python, SystemSitePackages: o.system, AllowBuild: o.allowBuild, AllowScripts: o.allowScripts,
 		Hooks: o.hooks, Env: o.envVars, IndexURL: o.indexURL, ExcludeNewer: o.newer, Refresh: o.refresh,
+		Extras: o.extras, Groups: o.groups, OnlyGroups: o.onlyGroups, AllExtras: o.allExtras,
 	}
 }
 

@@ -44,6 +44,9 @@ func Step(_ context.Context, read func(any) error) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if out.Stale != "" {
+		return out, nil
+	}
 	if err := os.WriteFile(q.Output, text, 0o644); err != nil {
 		return nil, fmt.Errorf("convert: %w", err)
 	}
@@ -86,9 +89,13 @@ func Convert(q envs.Conversion, in Input) ([]byte, *envs.Converted, error) {
 		return nil, nil, fmt.Errorf("convert %q: not a lock of a Python project", q.Kind)
 	}
 	if err := read(in); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", q.Kind, err)
+		var s *staleError
+		if errors.As(err, &s) {
+			return nil, &envs.Converted{Stale: s.needs, StaleHint: s.hint}, nil
+		}
+		return nil, nil, err
 	}
-	return c.text(), &envs.Converted{Packages: len(c.pins), Sources: c.sources, Notes: c.notes}, nil
+	return c.text(), &envs.Converted{Packages: len(c.pins), Sources: c.sources}, nil
 }
 
 // pin is a package that the target needs, from an index or a URL.
@@ -108,7 +115,6 @@ type converter struct {
 	tags    tags
 	pins    map[string]pin
 	sources []envs.Source
-	notes   []string
 	seen    map[string]verdict // of markers
 }
 

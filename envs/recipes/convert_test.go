@@ -92,7 +92,7 @@ func TestALockIsWhatItsOwnToolExports(t *testing.T) {
 		{envs.KindPoetry, "poetry1/poetry.lock", "poetry1/web-test.txt", envs.Conversion{Extras: []string{"web"}, Groups: []string{"test"}}, ""},
 		{envs.KindPDM, "pdm/pdm.lock", "pdm/main.txt", envs.Conversion{}, ""},
 		{envs.KindPDM, "pdm/pdm.lock", "pdm/web.txt", envs.Conversion{Extras: []string{"web"}}, ""},
-		{envs.KindPDM, "pdm-static/pdm.lock", "pdm-static/main.txt", envs.Conversion{}, ""},
+		{envs.KindPDM, "pdm-static/pdm.lock", "pdm-static/main.txt", envs.Conversion{}, "3.11 amd64"},
 		{envs.KindPipfile, "pipenv/Pipfile.lock", "pipenv/main.txt", envs.Conversion{}, "3.11 amd64"},
 		{envs.KindPipfile, "pipenv/Pipfile.lock", "pipenv/dev.txt", envs.Conversion{Groups: []string{"dev"}}, "3.11 amd64"},
 	} {

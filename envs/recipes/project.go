@@ -37,6 +37,11 @@ func (p *project) groupNames() []string {
 	return append(out, sortedKeys(p.Tool.PDM.Dev)...)
 }
 
+// staleError: the lock has not what the pyproject.toml needs.
+type staleError struct{ needs, hint string }
+
+func (e *staleError) Error() string { return "older than its pyproject.toml, which needs " + e.needs }
+
 // fresh compares a lock with the pyproject.toml beside it: what that asks for
 // must be there. It is no proof that a tool would lock the same.
 func (c *converter) fresh(b []byte, has func(name string) bool, lock string) error {
@@ -47,9 +52,7 @@ func (c *converter) fresh(b []byte, has func(name string) bool, lock string) err
 	if err != nil {
 		return err
 	}
-	stale := func(name string) error {
-		return tip(lock, "the lock is older than its pyproject.toml, which needs %s", name)
-	}
+	stale := func(name string) error { return &staleError{name, lock} }
 	for _, d := range p.Project.Dependencies {
 		r, err := parseRequirement(d)
 		if err != nil {
