@@ -129,6 +129,9 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 			return m.parseLock(b, path)
 		}
 	}
+	if err := m.store.Writable(); err != nil {
+		return nil, fmt.Errorf("resolve %q: %w", r.File, err)
+	}
 	release, err := m.store.Lock(ctx, "resolve-"+strings.TrimSuffix(filepath.Base(path), ".txt"), true)
 	if err != nil {
 		return nil, err

@@ -119,6 +119,7 @@ func (m *Manager) Usage() (*Usage, error) {
 		{"environments", 0, false, []string{m.store.Path("envs", "names"), m.store.Path("envs", "signatures")}},
 		// Layers that no record has; there are some after a crash only.
 		{"orphans", len(orphans), true, orphans},
+		{"caches", len(m.glob("cache", "*")), true, m.glob("cache", "*")},
 		{"parts", len(m.glob("envs", "parts", "*")), false, []string{m.store.Path("envs", "parts")}},
 	} {
 		err = errors.Join(err, add(r.kind, r.count, r.reclaimable, r.paths...))
@@ -137,7 +138,6 @@ func (m *Manager) Usage() (*Usage, error) {
 	}{
 		{"locks", len(m.glob("envs", "locks", "*")), false, m.store.Path("envs", "locks")},
 		{"locks", len(m.glob("envs", "lockfiles", "*")), false, m.store.Path("envs", "lockfiles")},
-		{"caches", len(m.glob("cache", "*")), true, m.store.Path("cache")},
 		{"tools", len(m.glob("tools", "*-*")), false, m.store.Path("tools")},
 		{"unfinished", len(tmp), false, m.store.Path("tmp")},
 	} {
@@ -145,7 +145,7 @@ func (m *Manager) Usage() (*Usage, error) {
 	}
 	var other []string
 	for dir, known := range map[string][]string{
-		"":     {"bases", "cache", "envs", "layers", "objects", "tmp", "tools"},
+		"":     {"bases", "envs", "layers", "objects", "tmp", "tools"},
 		"envs": {"lockfiles", "locks", "names", "parts", "signatures"},
 	} {
 		for _, p := range m.glob(dir, "*") {

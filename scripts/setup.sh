@@ -7,6 +7,8 @@ set -eu
 
 packages="gcc libc6-dev libseccomp-dev pkg-config python3 python3-venv python3-pip ca-certificates e2fsprogs git"
 if [ "${1:-}" = test ]; then
+	# mkfs.erofs for layers that are images.
+	packages="$packages erofs-utils"
 	# The other architecture's compiler: pid 1 must compile for both.
 	case "$(uname -m)" in
 	x86_64) packages="$packages gcc-aarch64-linux-gnu" ;;

@@ -195,6 +195,9 @@ func envUsageVerb() *verb {
 			w := tabwriter.NewWriter(c.ui.stdout, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "KIND\tCOUNT\tSIZE\tRECLAIMABLE")
 			for _, r := range u.Rows {
+				if r.SizeBytes == 0 {
+					continue
+				}
 				fmt.Fprintf(w, "%s\t%d\t%s\t%s\n", r.Kind, r.Count, human(r.SizeBytes), human(r.ReclaimableBytes))
 			}
 			fmt.Fprintf(w, "total\t\t%s\t%s\n", human(u.TotalBytes), human(u.ReclaimableBytes))
