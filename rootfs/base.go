@@ -121,6 +121,9 @@ func (s *Store) RemoveBase(name string) error {
 	if name == "host" {
 		return errors.New("remove base \"host\": it is the host itself")
 	}
+	if err := s.Writable(); err != nil {
+		return fmt.Errorf("remove base %q: %w", name, err)
+	}
 	release, err := s.tryLock("bases") // a base that is being added may share a layer
 	if err != nil {
 		return hinted.New(fmt.Errorf("remove base %q: %w", name, err), "a base is being added or removed: try again when that is done")
