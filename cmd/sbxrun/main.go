@@ -152,7 +152,7 @@ func verbs() []*verb {
 	return []*verb{
 		runVerb(), planVerb(),
 		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(),
-		envVerifyVerb(), envSignVerb(), envSBOMVerb(),
+		envVerifyVerb(), envSignVerb(), envSBOMVerb(), envScanVerb(), envDiffVerb(), envRebuildVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
 		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),
 	}

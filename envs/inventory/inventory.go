@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/envs/recipes"
 )
 
 // The systems that packages are of, as package URLs call them.
@@ -43,9 +44,10 @@ type Package struct {
 	Summary                 string
 	Depends                 []int // indexes of the packages that it needs
 
-	requires []requirement
-	extras   []string // that somebody asked for
-	source   string   // of a Debian package
+	requires []recipes.Dependency
+	names    []string        // of what a conda package needs
+	extras   map[string]bool // that somebody asked for
+	source   string          // of a Debian package
 	sourceVersion,
 	distro string
 }
@@ -181,7 +183,7 @@ func readDistribution(t *Tree, p string) (Package, error) {
 	hs := parseMetadata(string(b))
 	dir := path.Dir(p)
 	pkg := Package{
-		System: PyPI, Name: normalise(clean(get(hs, "name"), 200)), Version: clean(get(hs, "version"), 200), Licence: licenceOf(hs),
+		System: PyPI, Name: recipes.Normalise(clean(get(hs, "name"), 200)), Version: clean(get(hs, "version"), 200), Licence: licenceOf(hs),
 		Summary: clean(get(hs, "summary"), 500),
 	}
 	if pkg.Name == "" || pkg.Version == "" {
@@ -196,7 +198,7 @@ func readDistribution(t *Tree, p string) (Package, error) {
 		}
 	}
 	for _, r := range getAll(hs, "requires-dist") {
-		if q, ok := parseRequirement(r); ok {
+		if q, err := recipes.ParseDependency(r); err == nil {
 			pkg.requires = append(pkg.requires, q)
 		}
 	}
@@ -293,7 +295,7 @@ func readConda(t *Tree, p string) (pkg Package, files []string, err error) {
 		name, _, _ := strings.Cut(strings.TrimSpace(d), " ")
 		if name = strings.ToLower(name[strings.LastIndexByte(name, ':')+1:]); name != "" {
 			name, _, _ = strings.Cut(name, "=")
-			pkg.requires = append(pkg.requires, requirement{name: name})
+			pkg.names = append(pkg.names, name)
 		}
 	}
 	return pkg, r.Files, nil
@@ -319,24 +321,37 @@ func publicURL(s string) string {
 	return u.String()
 }
 
+// markers is what they are evaluated in, but for extras.
+func (v *Inventory) markers() recipes.Environment {
+	short := v.Python
+	if parts := strings.SplitN(short, ".", 3); len(parts) > 1 {
+		short = parts[0] + "." + parts[1]
+	}
+	machine := runtime.GOARCH
+	if m := (map[string]string{"amd64": "x86_64", "arm64": "aarch64"})[machine]; m != "" {
+		machine = m
+	}
+	return recipes.Environment{Vars: map[string]string{
+		"python_version": short, "python_full_version": v.Python, "implementation_version": v.Python, "implementation_name": "cpython",
+		"platform_python_implementation": "CPython", "os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": machine,
+	}}
+}
+
 // link finds for each package those that it needs.
 func (v *Inventory) link(l lockedSet) {
-	python := v.Python
-	machine := map[string]string{"amd64": "x86_64", "arm64": "aarch64"}[runtime.GOARCH]
-	if machine == "" {
-		machine = runtime.GOARCH
-	}
-	env := newMarkerEnv(python, machine)
+	env := v.markers()
 	byName := map[string]int{}
 	for i, p := range v.Packages {
 		if p.System == Conda && p.Project != "" {
 			byName[PyPI+p.Project] = i // a wheel may need what conda brought
 		}
 	}
-	for i, p := range v.Packages {
+	for i := range v.Packages {
+		p := &v.Packages[i]
 		byName[p.System+p.Name] = i
-		if p.System == PyPI {
-			v.Packages[i].extras = l.extras[p.Name]
+		p.extras = map[string]bool{}
+		for _, x := range l.extras[p.Name] {
+			p.extras[x] = p.System == PyPI
 		}
 	}
 	// Extras ask for more extras: until nothing changes. Each round adds one at least.
@@ -345,20 +360,28 @@ func (v *Inventory) link(l lockedSet) {
 		for i := range v.Packages {
 			p := &v.Packages[i]
 			p.Depends = nil
-			for _, r := range p.requires {
-				j, ok := byName[p.System+r.name]
-				if !ok || p.System == PyPI && !env.holds(r.marker, p.extras) {
-					continue
+			need := func(name string, extras []string) {
+				j, ok := byName[p.System+name]
+				if !ok {
+					return
 				}
-				q := &v.Packages[j]
-				for _, x := range r.extras {
-					if !slices.Contains(q.extras, x) {
-						q.extras, again = append(slices.Clone(q.extras), x), true
+				for _, x := range extras {
+					if q := &v.Packages[j]; !q.extras[x] {
+						q.extras[x], again = true, true
 					}
 				}
 				if j != i && !slices.Contains(p.Depends, j) {
 					p.Depends = append(p.Depends, j)
 				}
+			}
+			env.Extras = p.extras
+			for _, r := range p.requires {
+				if r.Applies(&env) {
+					need(r.Name, r.Extras)
+				}
+			}
+			for _, n := range p.names {
+				need(n, nil)
 			}
 			slices.Sort(p.Depends)
 		}
@@ -376,8 +399,7 @@ func (v *Inventory) roots() []int {
 	}
 	var out []int
 	seen := make([]bool, len(v.Packages))
-	var visit func(i int)
-	visit = func(i int) {
+	visit := func(i int) {
 		for stack := []int{i}; len(stack) > 0; {
 			n := stack[len(stack)-1]
 			stack = stack[:len(stack)-1]

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/sbxrun/sbxrun/envs/recipes"
 )
 
 // lockedSet is what a lock says of distributions, by name.
@@ -40,11 +42,11 @@ func (l lockedSet) readRequirements(text string) {
 			line = line[:i]
 		}
 		spec, rest, _ := strings.Cut(line, " --hash=")
-		r, ok := parseRequirement(spec)
-		if !ok {
-			continue
+		r, err := recipes.ParseDependency(spec)
+		if err != nil {
+			continue // an option
 		}
-		l.extras[r.name] = append(l.extras[r.name], r.extras...)
+		l.extras[r.Name] = append(l.extras[r.Name], r.Extras...)
 		version := ""
 		if _, v, pinned := strings.Cut(spec, "=="); pinned {
 			version, _, _ = strings.Cut(v, ";")
@@ -52,7 +54,7 @@ func (l lockedSet) readRequirements(text string) {
 		}
 		for h := range strings.SplitSeq(rest, " --hash=") {
 			if sum, ok := strings.CutPrefix(strings.TrimSpace(h), "sha256:"); ok && isHex(sum, 64) {
-				l.files[r.name] = append(l.files[r.name], lockedFile{version: version, sha256: strings.ToLower(sum)})
+				l.files[r.Name] = append(l.files[r.Name], lockedFile{version: version, sha256: strings.ToLower(sum)})
 			}
 		}
 	}
@@ -84,7 +86,7 @@ func (l lockedSet) readPylock(text []byte) error {
 				files = append(files, *f)
 			}
 		}
-		name := normalise(p.Name)
+		name := recipes.Normalise(p.Name)
 		for _, f := range files {
 			sum := f.Hashes["sha256"]
 			if !isHex(sum, 64) {

@@ -65,21 +65,3 @@ func getAll(hs []header, key string) []string {
 	}
 	return out
 }
-
-// normalise is PEP 503's.
-func normalise(name string) string {
-	var b strings.Builder
-	sep := false
-	for _, c := range strings.ToLower(name) {
-		if c == '-' || c == '_' || c == '.' {
-			sep = true
-			continue
-		}
-		if sep && b.Len() > 0 {
-			b.WriteByte('-')
-		}
-		sep = false
-		b.WriteRune(c)
-	}
-	return b.String()
-}

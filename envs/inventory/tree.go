@@ -14,8 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
-	"slices"
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
@@ -31,43 +29,20 @@ type Tree struct {
 
 // OpenTree reads the manifests of an environment's layers.
 func OpenTree(store *rootfs.Store, e *envs.Env) (*Tree, error) {
-	t := &Tree{store: store, entries: map[string]rootfs.Entry{}}
+	var layers []*rootfs.Manifest
 	for _, digest := range append([]string{e.Digest}, e.Below...) {
 		_, m, err := store.Layer(digest)
 		if err != nil {
 			return nil, fmt.Errorf("read environment %s: %w", envs.Short(digest), err)
 		}
-		t.under(m)
+		layers = append(layers, m)
 	}
-	for p := range t.entries {
-		t.names = append(t.names, p)
+	t := &Tree{store: store, entries: map[string]rootfs.Entry{}}
+	for _, f := range rootfs.Stack(layers...).Entries { // sorted
+		t.entries[f.Path] = f
+		t.names = append(t.names, f.Path)
 	}
-	slices.Sort(t.names)
 	return t, nil
-}
-
-// under puts a layer below what is there.
-func (t *Tree) under(m *rootfs.Manifest) {
-	var below []rootfs.Entry
-	for _, e := range m.Entries {
-		if _, ok := t.entries[e.Path]; ok || t.hidden(e.Path) {
-			continue
-		}
-		below = append(below, e)
-	}
-	for _, e := range below {
-		t.entries[e.Path] = e
-	}
-}
-
-// hidden says whether a file or link of an upper layer stands where p has a directory.
-func (t *Tree) hidden(p string) bool {
-	for d := path.Dir(p); d != "."; d = path.Dir(d) {
-		if e, ok := t.entries[d]; ok && e.Type != 'd' {
-			return true
-		}
-	}
-	return false
 }
 
 // Files lists all paths, sorted.
