@@ -44,7 +44,7 @@ func (m *Manager) Rebuild(ctx context.Context, e *Env) (_ *rootfs.Manifest, err 
 }
 
 func (m *Manager) rebuild(ctx context.Context, e *Env, r Recipe, l *lock, what string) (*rootfs.Manifest, error) {
-	l.in = &input{kind: l.kind, files: []inputFile{{l.fileName(), l.text}}}
+	l.in = &input{kind: map[string]Kind{"requirements": KindRequirements, "pylock": KindPylock, "conda": "conda"}[l.kind], files: []inputFile{{l.fileName(), l.text}}}
 	if l.kind == "conda" {
 		c, err := parseCondaLock(l.text)
 		if err != nil {
