@@ -41,7 +41,8 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		Key: key, Kind: "venv", Recipe: r, Base: r.Base.Name, BaseDigest: r.Base.Digest, Python: py.path, Tool: t.id(), CreatedAt: time.Now().UTC(), Lock: "sha256:" + l.digest(),
 		Vars: append([]string{"VIRTUAL_ENV=" + EnvDir}, r.Env...),
 	}
-	e.Below, e.Recipe.IndexURL = r.Base.Upon, withoutUser(r.IndexURL)
+	e.Below, e.Lowers = r.Base.Upon, r.Base.Lowers[:len(r.Base.Upon)]
+	e.Recipe.IndexURL = withoutUser(r.IndexURL)
 	if err := m.keepLock(l); err != nil {
 		return nil, err
 	}

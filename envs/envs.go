@@ -153,10 +153,12 @@ type Env struct {
 	Tool       string    `json:"tool"`
 	Vars       []string  `json:"env"`
 	Packages   []Package `json:"packages"`
-	SizeBytes  int64     `json:"size_bytes"`
-	Files      int       `json:"files"`
-	CreatedAt  time.Time `json:"created_at"`
-	Lock       string    `json:"lock"` // digest of the lock; LockText gives it
+	// System are the packages of the base's distribution that were put upon it.
+	System    []SystemPackage `json:"system_packages,omitempty"`
+	SizeBytes int64           `json:"size_bytes"`
+	Files     int             `json:"files"`
+	CreatedAt time.Time       `json:"created_at"`
+	Lock      string          `json:"lock"` // digest of the lock; LockText gives it
 	// Below are the digests of the layers under this one, topmost first: those
 	// of the environments that it extends.
 	Below []string `json:"below,omitempty"`

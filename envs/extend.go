@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sbxrun/sbxrun/rootfs"
@@ -40,7 +41,7 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 	if err != nil {
 		return err
 	}
-	py, err := findPython(r.Base, r.Python)
+	py, err := b.interpreter(&r)
 	if err != nil {
 		return err
 	}
@@ -90,6 +91,7 @@ func (b *recipeBake) installUpon(ctx context.Context, out *built, r Recipe, l *l
 	ix := t.index(r, l.in)
 	job := func(ix *indexConfig) Job {
 		j := b.job(t, w.job.Base, "bake", w.dir, ix)
+		j.Binds = slices.DeleteFunc(j.Binds, func(b JobBind) bool { return b.Target == PythonsDir }) // in the trees
 		j.Binds[0].Target, j.Trees, j.Dir = scratchDir, w.job.Trees, scratchDir
 		j.Env = append(j.Env, "UV_CACHE_DIR="+scratchDir+"/cache", "UV_LINK_MODE=copy")
 		return j

@@ -313,7 +313,7 @@ func (m *Manager) workDir(name string) (dir string, done func() error, err error
 	if err != nil {
 		return "", nil, err
 	}
-	for _, d := range []string{"opt", "opt/cache", "opt/env"} {
+	for _, d := range []string{"opt", "opt/cache", "opt/env", "opt/python"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			return "", nil, errors.Join(err, done())
 		}

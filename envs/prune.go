@@ -408,6 +408,13 @@ func (m *Manager) sweepLocked() (finish func() error, freed int64, err error) {
 			}
 		}
 	}
+	pythons, err := m.Pythons()
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, p := range pythons {
+		used[p.Digest] = true
+	}
 	orphans, err := m.store.Orphans(func(l string) bool { return used[l] })
 	if err != nil {
 		return nil, 0, err

@@ -16,6 +16,7 @@ import (
 type python struct {
 	path string // in the sandbox: /usr/bin/python3.11, links followed
 	stat string // changes when the binary does
+	host string // on the host
 }
 
 // key names the interpreter and what it runs on.
@@ -28,7 +29,7 @@ func findPython(base rootfs.Base, want string) (python, error) {
 	case strings.HasPrefix(want, "/"):
 		try = []string{want}
 	case want != "" && strings.Trim(want, "0123456789.") == "":
-		try = []string{"/usr/local/bin/python" + want, "/usr/bin/python" + want}
+		try = []string{"/usr/local/bin/python" + want, "/usr/bin/python" + want, "/opt/python/bin/python" + want}
 	case want == "":
 		try = []string{"/usr/local/bin/python3", "/usr/bin/python3", "/opt/python/bin/python3"}
 		if base.Name == "host" { // what lies in /usr/local there may link out of what is visible
@@ -46,7 +47,7 @@ func findPython(base rootfs.Base, want string) (python, error) {
 		if unix.Stat(host, &st) != nil || st.Mode&0o111 == 0 {
 			continue
 		}
-		return python{path: p, stat: fmt.Sprintf("%d %d.%09d", st.Size, st.Mtim.Sec, st.Mtim.Nsec)}, nil
+		return python{path: p, stat: fmt.Sprintf("%d %d.%09d", st.Size, st.Mtim.Sec, st.Mtim.Nsec), host: host}, nil
 	}
 	hint := "apt-get install python3 on the host, or choose a --base that has it"
 	if want != "" {

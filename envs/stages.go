@@ -80,6 +80,7 @@ type recipeBake struct {
 	views map[string]*rootfs.Manifest
 	proj  *project
 	held  []func() // layers that no prune may take yet
+	anew  bool     // make the step even if it was made before
 }
 
 // hold keeps layers until the bake is over.
@@ -145,7 +146,7 @@ func (m *Manager) fromRecipe(ctx context.Context, r Recipe, file *recipeFile, dr
 func (b *recipeBake) record(key string, out *built, vars []string) (*Env, error) {
 	e := &Env{
 		Key: key, Kind: KindFiles, Recipe: b.r, Base: out.base.Name, BaseDigest: out.base.Digest, CreatedAt: time.Now().UTC(),
-		Digest: out.layers[0], Below: slices.Clone(out.layers[1:]), Vars: vars,
+		Digest: out.layers[0], Below: slices.Clone(out.layers[1:]), Vars: append([]string{}, vars...), Packages: []Package{},
 	}
 	e.Recipe.Staged, e.Recipe.IndexURL = true, withoutUser(e.Recipe.IndexURL)
 	if p := out.env; p != nil {
@@ -161,6 +162,10 @@ func (b *recipeBake) record(key string, out *built, vars []string) (*Env, error)
 			return nil, err
 		}
 		e.Packages = distributions(view)
+	}
+	var err error
+	if e.System, err = b.systemPackages(out.layers); err != nil {
+		return nil, err
 	}
 	_, top, err := b.store.Layer(e.Digest)
 	if err != nil {
@@ -327,8 +332,10 @@ func (b *recipeBake) step(ctx context.Context, out *built, make func() (*rootfs.
 		out.layers = append([]string{digest}, out.layers...)
 		return true, nil
 	}
-	if ok, err := known(); ok || err != nil {
-		return err
+	if !b.anew {
+		if ok, err := known(); ok || err != nil {
+			return err
+		}
 	}
 	if b.dry {
 		return errNotBaked
@@ -338,8 +345,10 @@ func (b *recipeBake) step(ctx context.Context, out *built, make func() (*rootfs.
 		return err
 	}
 	defer release()
-	if ok, err := known(); ok || err != nil { // another made it while we waited
-		return err
+	if !b.anew {
+		if ok, err := known(); ok || err != nil { // another made it while we waited
+			return err
+		}
 	}
 	man, err := make()
 	if err != nil {

@@ -80,7 +80,7 @@ func (s *Store) verifyTree(ctx context.Context, path string, m *Manifest) (out [
 		if e.Type != 'f' {
 			continue
 		}
-		got, err := fileDigest(p)
+		got, err := FileDigest(p)
 		if packed && err != nil {
 			bad(e.Path, "%v", err)
 			continue
@@ -112,7 +112,7 @@ func (s *Store) verifyTree(ctx context.Context, path string, m *Manifest) (out [
 // dropDamaged removes an object whose content is not what its name says.
 func (s *Store) dropDamaged(digest string, exec bool) error {
 	p := s.objectPath(digest, exec)
-	got, err := fileDigest(p)
+	got, err := FileDigest(p)
 	if errors.Is(err, os.ErrNotExist) || err == nil && got == digest {
 		return nil
 	}
@@ -125,7 +125,8 @@ func (s *Store) dropDamaged(digest string, exec bool) error {
 	return nil
 }
 
-func fileDigest(path string) (string, error) {
+// FileDigest gives the hex sha256 of a file's content.
+func FileDigest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err

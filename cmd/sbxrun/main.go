@@ -151,7 +151,7 @@ func defaultDirs() runtime.Dirs {
 func verbs() []*verb {
 	return []*verb{
 		runVerb(), planVerb(),
-		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(),
+		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(), envPythonVerb(),
 		envVerifyVerb(), envSignVerb(), envSBOMVerb(), envScanVerb(), envDiffVerb(), envRebuildVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
 		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),

@@ -543,6 +543,9 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 				return nil, phases, err
 			}
 		}
+		if err := envs.CheckPython(env, spec.Base); err != nil && env.Path != "" {
+			return nil, phases, err
+		}
 		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Lowers: env.Lowers, Env: env.Vars, PathPrefix: env.PathPrefix()}
 	}
 	p, err := runtime.NewPlan(spec, host, c.dirs)
