@@ -42,7 +42,7 @@ type requirement struct {
 	line          int
 }
 
-const maxInputBytes = 16 << 20
+const maxInputBytes = 64 << 20 // a lock of 10,000 packages with all their wheels has 45 MB
 
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
