@@ -37,7 +37,6 @@ type condaInstalled struct {
 	PathPrefix []string `json:"path_prefix"`
 	Notes      []string `json:"notes"`
 	Compile    int      `json:"compile"` // files to be compiled
-	Damaged    bool     `json:"damaged"` // an archive is not what its name says
 }
 
 // ensureConda is Ensure for the kinds of conda.
@@ -101,11 +100,13 @@ func (m *Manager) bakeConda(ctx context.Context, r Recipe, in *input, l *condaLo
 			return nil, err
 		}
 		man, done, err = m.installConda(ctx, r, in, l)
-		if err == nil || !done.Damaged || again {
+		if err == nil || again || ctx.Err() != nil {
 			break
 		}
-		if err := m.dropDamaged(l); err != nil { // in the store; fetched again
-			return nil, err
+		// The installer reads every byte before it believes it. Was it the store's
+		// fault, then what is damaged is fetched again.
+		if n, derr := m.dropDamaged(l); derr != nil || n == 0 {
+			break
 		}
 	}
 	if err != nil {
@@ -209,17 +210,18 @@ func (m *Manager) fetchConda(ctx context.Context, r Recipe, in *input, l *condaL
 }
 
 // dropDamaged removes from the store the archives that are not what they are
-// called.
-func (m *Manager) dropDamaged(l *condaLock) error {
+// called, and those of which that cannot be said, and says how many.
+func (m *Manager) dropDamaged(l *condaLock) (n int, err error) {
 	for _, p := range l.view.Packages {
 		if sum, _, err := hashFile(m.archivePath(p)); err == nil && sum == p.SHA256 {
 			continue
 		}
+		n++
 		if err := os.Remove(m.archivePath(p)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove damaged package: %w", err)
+			return n, fmt.Errorf("remove damaged package: %w", err)
 		}
 	}
-	return nil
+	return n, nil
 }
 
 // installConda installs the archives in a sandbox without a network, then the
@@ -253,9 +255,6 @@ func (m *Manager) installConda(ctx context.Context, r Recipe, in *input, l *cond
 	q := condaInstallRequest{Lock: l.Conda, Archives: "/mnt/pkgs", Prefix: EnvDir, AllowScripts: r.AllowScripts, Compile: "/opt/compile.txt"}
 	if err := m.inside(ctx, ij, dir, "conda-install", q, &got); err != nil {
 		return nil, got, err
-	}
-	if got.Damaged {
-		return nil, got, fail("", "bake %q: a package in the store is damaged", r.File)
 	}
 	if len(got.Scripts) > 0 {
 		got.Notes = append(got.Notes, "link scripts were not run (--allow-scripts runs them, in a sandbox): "+strings.Join(got.Scripts, ", "))

@@ -335,7 +335,6 @@ func condaInstall(ctx context.Context, read func(any) error) (any, error) {
 		PathPrefix []string `json:"path_prefix"`
 		Notes      []string `json:"notes"`
 		Compile    int      `json:"compile"`
-		Damaged    bool     `json:"damaged"`
 	}
 	got.Python = r.Python
 	for _, s := range r.Scripts {

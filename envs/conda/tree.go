@@ -211,6 +211,8 @@ func (t *tree) leads(p string) (outside bool, err error) {
 		return true, nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG):
 		return false, nil
+	case errors.Is(err, unix.ENOSYS):
+		return t.leadsByHand(p)
 	}
 	return false, fmt.Errorf("resolve %s: %w", shown(p), err)
 }
