@@ -95,7 +95,7 @@ func TestEveryLockOfCondaIsBaked(t *testing.T) {
 	require.Equal(t, 0, o.Code, "%v", o)
 	dir := t.TempDir()
 	pixi, explicit := filepath.Join(dir, "pixi.lock"), filepath.Join(dir, "theirs.txt")
-	condachannel.Rattler(t, condachannel.Ask{Channel: "file://" + channel, Specs: []string{"hello-bin", "greet", "python"}, Lock: pixi, Explicit: explicit})
+	condachannel.Rattler(t, condachannel.Ask{Channel: channel, Specs: []string{"hello-bin", "greet", "python"}, Lock: pixi, Explicit: explicit})
 	for _, lock := range []string{fileOf(t, "ours.txt", string(o.Stdout)), pixi, explicit} {
 		fresh := harness.NewEmpty(t) // no solver in it
 		o := fresh.Do("env", "build", "--json", "-r", lock)
@@ -127,7 +127,7 @@ func TestLinkScriptsRunOnlyWhenAllowed(t *testing.T) {
 	require.Equal(t, 0, o.Code, "%v", o)
 	assert.Contains(t, strings.Join(decodeEnv(t, o).Notes, "\n"), "scripted")
 	o = s.Run("-r", file, "--", "/bin/cat", "/opt/env/share/scripted.txt")
-	requireEnding(t, ending{1, "exited", "exit"}, o)
+	requireEnding(t, ending{1, "failed", "exit"}, o)
 	o = s.Run("--allow-scripts", "-r", file, "--", "/bin/cat", "/opt/env/share/scripted.txt")
 	requireEnding(t, ending{0, "ok", "exit"}, o)
 	assert.Equal(t, "scripted 1.0 0\n", string(o.Stdout))
