@@ -38,6 +38,7 @@ type command struct {
 	dirs  runtime.Dirs
 	quiet bool
 	opts  any
+	raw   []string // all arguments after the verb
 }
 
 // usageError is bad input on the command line.
@@ -65,6 +66,10 @@ func dispatch(args []string) int {
 	case "-h", "--help":
 		u.out(helpText(nil))
 		return 0
+	case "shim-exec": // the first line of a shim's scripts
+		return shimExec(u, args[1:])
+	case "kernel-exec":
+		return kernelExec(u, args[1:])
 	case "--version", "-V":
 		args[0] = "version"
 	case "help":
@@ -89,6 +94,7 @@ func dispatch(args []string) int {
 // invoke parses the flags of a verb and runs it.
 func invoke(u *ui, v *verb, args []string) int {
 	c := newCommand(u, v)
+	c.raw = args
 	bad := 2
 	if v.name == "run" {
 		bad = 125
@@ -153,6 +159,7 @@ func verbs() []*verb {
 		runVerb(), planVerb(),
 		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(), envPythonVerb(),
 		envVerifyVerb(), envSignVerb(), envSBOMVerb(), envScanVerb(), envDiffVerb(), envRebuildVerb(),
+		envShimVerb(), envKernelVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
 		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),
 	}

@@ -58,6 +58,9 @@ type runOptions struct {
 	json                                             bool // plan
 	networkIsDefault                                 bool
 	services                                         []serviceTable
+	// arrange changes the spec when the environment (nil: none) is known: what is
+	// not flags of run's own. It may be nil.
+	arrange func(*runtime.Spec, *envs.Env) error
 }
 
 type sizeValueHolder = int64
@@ -547,6 +550,11 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 			return nil, phases, err
 		}
 		spec.Layer = &runtime.EnvLayer{Key: env.Key, Digest: env.Digest, Path: env.Path, Lowers: env.Lowers, Env: env.Vars, PathPrefix: env.PathPrefix()}
+	}
+	if o.arrange != nil {
+		if err := o.arrange(&spec, env); err != nil {
+			return nil, phases, err
+		}
 	}
 	p, err := runtime.NewPlan(spec, host, c.dirs)
 	return p, phases, err

@@ -596,7 +596,7 @@ func (o *unitOptions) write(c *command, files []unitFile) (int, error) {
 		paths = append(paths, path)
 	}
 	for i, f := range files {
-		if err := replaceFile(paths[i], f.text); err != nil {
+		if err := replaceFile(paths[i], f.text, 0o644); err != nil {
 			return 1, fmt.Errorf("write unit: %w", err)
 		}
 		c.ui.outf("%s\n", paths[i])
@@ -608,13 +608,14 @@ func (o *unitOptions) write(c *command, files []unitFile) (int, error) {
 	return 0, nil
 }
 
-func replaceFile(path, text string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".unit-*")
+// replaceFile writes a file at once or not at all.
+func replaceFile(path, text string, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".sbxrun-*")
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(text)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
