@@ -111,14 +111,13 @@ func Install(ctx context.Context, o InstallOptions) (*Result, error) {
 // installation is one run of Install. Packages and what belongs to them are in the
 // order of linking from sort on.
 type installation struct {
-	o       InstallOptions
-	root    *tree
-	pkgs    []*installed
-	python  *python
-	links   map[string]*installed // installed links by path
-	result  Result
-	budget  budget
-	written int64
+	o      InstallOptions
+	root   *tree
+	pkgs   []*installed
+	python *python
+	links  map[string]*installed // installed links by path
+	result Result
+	budget budget
 }
 
 // installed is one package on its way.

@@ -36,7 +36,7 @@ func judge(p string) error {
 		case part == "" || part == ".":
 			return fmt.Errorf("path %q is not clean", shown(p))
 		case part == "..":
-			return fmt.Errorf("path %q has ..", shown(p))
+			return fmt.Errorf("path %q has a .. in it", shown(p))
 		case len(part) > maxNameBytes:
 			return fmt.Errorf("path %q has a name over %d bytes", shown(p), maxNameBytes)
 		case depth > maxDepth:
