@@ -321,7 +321,7 @@ func (m *Manager) recordPath(key string) string { return m.store.Path("envs", ke
 // load reads an environment's record. Its layer must be there: a record
 // without one is as none.
 func (m *Manager) load(key string) (*Env, error) {
-	b, err := os.ReadFile(m.recordPath(key))
+	b, err := rootfs.ReadSmall(m.recordPath(key))
 	if err != nil {
 		return nil, err
 	}
@@ -391,7 +391,7 @@ func (m *Manager) List() ([]*Env, error) {
 	names := map[string][]string{}
 	ents, _ := os.ReadDir(m.store.Path("envs", "names"))
 	for _, e := range ents {
-		if b, err := os.ReadFile(m.store.Path("envs", "names", e.Name())); err == nil {
+		if b, err := rootfs.ReadSmall(m.store.Path("envs", "names", e.Name())); err == nil {
 			k := strings.TrimSpace(string(b))
 			names[k] = append(names[k], e.Name())
 		}
@@ -423,7 +423,7 @@ func (m *Manager) List() ([]*Env, error) {
 // Get finds an environment by name, or by the beginning (8 digits or more) of
 // its key or content digest.
 func (m *Manager) Get(ref string) (*Env, error) {
-	if b, err := os.ReadFile(m.store.Path("envs", "names", filepath.Base("/"+ref))); err == nil && checkName(ref) == nil {
+	if b, err := rootfs.ReadSmall(m.store.Path("envs", "names", filepath.Base("/"+ref))); err == nil && checkName(ref) == nil {
 		e, err := m.load(strings.TrimSpace(string(b)))
 		if err == nil {
 			e.Names = []string{ref}
@@ -470,7 +470,7 @@ func (m *Manager) byDigits(digits string) (found []*Env, err error) {
 			continue
 		}
 		if !strings.HasPrefix(key, digits) {
-			if b, err := os.ReadFile(m.recordPath(key)); err != nil || !bytes.Contains(b, []byte(`"sha256:`+digits)) {
+			if b, err := rootfs.ReadSmall(m.recordPath(key)); err != nil || !bytes.Contains(b, []byte(`"sha256:`+digits)) {
 				continue
 			}
 		}

@@ -71,11 +71,11 @@ func touch(p string) {
 }
 
 func (m *Manager) lastUse(e *Env) time.Time {
-	st, err := os.Stat(m.recordPath(e.Key))
-	if err != nil {
+	var st unix.Stat_t
+	if unix.Stat(m.recordPath(e.Key), &st) != nil {
 		return e.CreatedAt
 	}
-	return st.ModTime()
+	return time.Unix(st.Mtim.Unix())
 }
 
 // layers are all that an environment needs, its own first.

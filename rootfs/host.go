@@ -121,7 +121,7 @@ func (s *Store) HostBase(ctx context.Context) (Base, error) {
 }
 
 func readHostRecord(path, key string) (Base, bool) {
-	b, err := readSmall(path)
+	b, err := ReadSmall(path)
 	if err != nil {
 		return Base{}, false
 	}
@@ -133,9 +133,9 @@ func readHostRecord(path, key string) (Base, bool) {
 	return r.Base, unix.Stat(r.Base.Lowers[0], &st) == nil
 }
 
-// readSmall reads a regular file, a small one with three system calls, where
+// ReadSmall reads a regular file, a small one with three system calls, where
 // os.ReadFile needs about twelve: it tries to poll the file.
-func readSmall(path string) ([]byte, error) {
+func ReadSmall(path string) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
