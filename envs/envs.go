@@ -342,13 +342,20 @@ func (m *Manager) load(key string) (*Env, error) {
 	return &e, nil
 }
 
-// save writes an environment's record, for who holds [rootfs.Store.Publishing]
-// since its layer was published. A layer that was removed all the same is an error.
+// save writes an environment's record. Its layers are looked for while none can
+// be removed: a record never names what is not there. Who publishes them and saves
+// within [rootfs.Store.Publish] or Publishing need not fear that they have gone
+// meanwhile.
 func (m *Manager) save(e *Env) error {
 	b, err := json.MarshalIndent(e, "", "  ")
 	if err != nil {
 		return err
 	}
+	release, err := m.store.Publishing(context.Background())
+	if err != nil {
+		return err
+	}
+	defer release()
 	for _, l := range e.layers() {
 		if _, err := m.store.LayerPath(l); err != nil {
 			return &Error{Msg: "bake: a layer was removed meanwhile: " + err.Error(), Tip: "run it again", Err: err}

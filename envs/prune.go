@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -98,7 +99,7 @@ func (m *Manager) prune(ctx context.Context, o PruneOptions, p *Pruned) error {
 		if _, err := m.store.GC(ctx); err != nil {
 			return err
 		}
-		freed, err := m.sweep(ctx)
+		freed, err := m.sweep(ctx, o)
 		p.FreedBytes += freed
 		if err != nil {
 			return err
@@ -182,6 +183,10 @@ func (m *Manager) victims(o PruneOptions, over int64, except ...*Env) ([]*Env, e
 	var out []*Env
 	gone := map[string]bool{}
 	gain := m.store.Reclaim()
+	refs, err := m.layerRefs(all)
+	if err != nil {
+		return nil, err
+	}
 	for _, e := range may {
 		if o.SizeBytes > 0 && over <= 0 {
 			break
@@ -191,8 +196,11 @@ func (m *Manager) victims(o PruneOptions, over int64, except ...*Env) ([]*Env, e
 		}
 		gone[e.Key] = true
 		out = append(out, e)
-		if o.SizeBytes > 0 && !sharedLayer(e, all, gone) {
-			u, err := gain.Add(e.Digest)
+		for _, l := range e.layers() {
+			if refs[l]--; refs[l] > 0 || o.SizeBytes == 0 {
+				continue
+			}
+			u, err := gain.Add(l)
 			if err != nil {
 				return nil, err
 			}
@@ -246,12 +254,13 @@ func (m *Manager) drop(ctx context.Context, victims []*Env, gain *rootfs.Reclaim
 	if err != nil {
 		return 0, err
 	}
-	refs, now := map[string]int{}, map[string]*Env{}
+	refs, err := m.layerRefs(all)
+	if err != nil {
+		return 0, err
+	}
+	now := map[string]*Env{}
 	for _, e := range all {
 		now[e.Key] = e
-		for _, l := range e.layers() {
-			refs[l]++
-		}
 	}
 	gone := map[string]bool{}
 	var rest []func() error
@@ -351,98 +360,140 @@ func (m *Manager) Remove(ref string) error {
 	return nil
 }
 
-// sweep removes what killed bakes and removals left where names are looked for:
-// layers that no record has, records without their layer, names of nothing.
-func (m *Manager) sweep(ctx context.Context) (freed int64, err error) {
+// sweep removes layers that nothing needs: those of steps that no environment has,
+// unless a recent bake made or used them, and what killed bakes and removals left
+// where names are looked for: layers that no record has, records without their
+// layer, names of nothing.
+func (m *Manager) sweep(ctx context.Context, o PruneOptions) (freed int64, err error) {
 	release, err := m.store.Removing(ctx)
 	if err != nil {
 		return 0, err
 	}
-	finish, freed, err := m.sweepLocked()
+	var rest []func() error
+	rest, freed, err = m.sweepLocked(o)
 	release()
-	if err == nil {
-		err = finish()
+	for _, finish := range rest {
+		err = errors.Join(err, finish())
 	}
 	return freed, err
 }
 
-func (m *Manager) sweepLocked() (finish func() error, freed int64, err error) {
-	used, digests := map[string]bool{}, map[string]bool{}
-	ents, err := os.ReadDir(m.store.Path("envs"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, 0, fmt.Errorf("prune: %w", err)
-	}
-	keys := map[string]bool{}
-	for _, de := range ents {
-		key, ok := strings.CutSuffix(de.Name(), ".json")
-		if !ok {
-			continue
-		}
-		e, err := m.load(key)
-		if errors.Is(err, os.ErrNotExist) {
-			err = os.Remove(m.recordPath(key))
-		} else if err == nil {
-			keys[key], digests[strings.TrimPrefix(e.Digest, "sha256:")] = true, true
-			for _, l := range e.layers() {
-				used[l] = true
-			}
-		}
-		if err != nil {
-			return nil, 0, fmt.Errorf("prune: %w", err)
-		}
-	}
-	names, _ := os.ReadDir(m.store.Path("envs", "names"))
-	for _, de := range names {
-		p := m.store.Path("envs", "names", de.Name())
-		if b, err := os.ReadFile(p); err == nil && !keys[strings.TrimSpace(string(b))] {
-			if err := os.Remove(p); err != nil {
-				return nil, 0, fmt.Errorf("prune: %w", err)
-			}
-		}
-	}
-	signatures, _ := os.ReadDir(m.store.Path("envs", "signatures"))
-	for _, de := range signatures {
-		if !digests[de.Name()] {
-			if err := os.RemoveAll(m.store.Path("envs", "signatures", de.Name())); err != nil {
-				return nil, 0, fmt.Errorf("prune: %w", err)
-			}
-		}
-	}
-	pythons, err := m.Pythons()
+func (m *Manager) sweepLocked(o PruneOptions) (rest []func() error, freed int64, err error) {
+	all, err := m.List()
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, p := range pythons {
-		used[p.Digest] = true
+	keys, signed := map[string]bool{}, map[string]bool{}
+	for _, e := range all {
+		keys[e.Key], signed[strings.TrimPrefix(e.Digest, "sha256:")] = true, true
 	}
-	orphans, err := m.store.Orphans(func(l string) bool { return used[l] })
+	// needless says that a record's file may go.
+	for _, r := range []struct {
+		dir      string
+		needless func(name, path string) bool
+	}{
+		{"", func(name, _ string) bool { k, ok := strings.CutSuffix(name, ".json"); return ok && !keys[k] }},
+		{"names", func(_, path string) bool {
+			b, err := os.ReadFile(path)
+			return err == nil && !keys[strings.TrimSpace(string(b))]
+		}},
+		{"signatures", func(name, _ string) bool { return !signed[name] }},
+	} {
+		for _, p := range m.glob("envs", r.dir, "*") {
+			if r.needless(filepath.Base(p), p) {
+				if err := os.RemoveAll(p); err != nil {
+					return nil, 0, fmt.Errorf("prune: %w", err)
+				}
+			}
+		}
+	}
+	refs, err := m.layerRefs(all)
+	if err != nil {
+		return nil, 0, err
+	}
+	steps := m.steps()
+	for l, s := range steps {
+		if refs[l] == 0 && s.recent(o) {
+			refs[l]++
+		}
+	}
+	orphans, err := m.store.Orphans(func(l string) bool { return refs[l] > 0 })
 	if err != nil {
 		return nil, 0, err
 	}
 	gain := m.store.Reclaim()
-	var rest []func() error
 	for _, l := range orphans {
 		u, err := gain.Add(l)
 		if err != nil {
-			return nil, freed, err
+			return rest, freed, err
 		}
-		done, err := m.store.RemoveLayers([]string{l}, nil)
+		finish, err := m.store.RemoveLayers([]string{l}, nil)
 		if errors.Is(err, rootfs.ErrBusy) {
-			continue // what runs on it found it when it still had a name
+			continue // a bake goes on with it, or it was found when it still had a name
 		}
 		if err != nil {
-			return nil, freed, err
+			return rest, freed, err
 		}
 		freed += u.DirectBytes
-		rest = append(rest, done)
+		rest = append(rest, finish)
 	}
-	return func() error {
-		var errs []error
-		for _, f := range rest {
-			errs = append(errs, f())
+	for l, s := range steps {
+		if _, err := m.store.LayerPath(l); l == "" && !s.recent(o) || l != "" && errors.Is(err, os.ErrNotExist) {
+			for _, p := range s.records {
+				if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return rest, freed, fmt.Errorf("prune: %w", err)
+				}
+			}
 		}
-		return errors.Join(errs...)
-	}, freed, nil
+	}
+	return rest, freed, nil
+}
+
+// layerRefs counts by layer the environments and interpreters that have it.
+func (m *Manager) layerRefs(all []*Env) (map[string]int, error) {
+	refs := map[string]int{}
+	for _, e := range all {
+		for _, l := range e.layers() {
+			refs[l]++
+		}
+	}
+	pythons, err := m.Pythons()
+	for _, p := range pythons {
+		refs[p.Digest]++
+	}
+	return refs, err
+}
+
+// stepLayer is the layer of a bake's step, and the records that say of which.
+type stepLayer struct {
+	records []string
+	used    time.Time
+}
+
+func (s *stepLayer) recent(o PruneOptions) bool {
+	return o.SizeBytes == 0 && o.OlderThan > 0 && time.Since(s.used) < o.OlderThan
+}
+
+// steps gives the layers of steps that are remembered, by digest; those that made
+// none are at "".
+func (m *Manager) steps() map[string]*stepLayer {
+	out := map[string]*stepLayer{}
+	for _, p := range m.glob("envs", "steps", "*") {
+		b, err := os.ReadFile(p)
+		st, serr := os.Stat(p)
+		if err != nil || serr != nil {
+			continue
+		}
+		l := strings.TrimSpace(string(b))
+		if out[l] == nil {
+			out[l] = &stepLayer{}
+		}
+		out[l].records = append(out[l].records, p)
+		if st.ModTime().After(out[l].used) {
+			out[l].used = st.ModTime()
+		}
+	}
+	return out
 }
 
 // pruneContent removes what is kept for bakes to come and is needed by nothing:
@@ -493,7 +544,7 @@ func (m *Manager) pruneBlocked(ctx context.Context, o PruneOptions, p *Pruned) e
 	if err != nil {
 		return err
 	}
-	for _, f := range []func(PruneOptions) (int64, error){m.pruneCache, m.pruneTools, m.pruneLockFiles} {
+	for _, f := range []func(PruneOptions) (int64, error){m.pruneCache, m.pruneTools, m.pruneLockFiles, m.pruneNotes} {
 		freed, err := f(o)
 		if p.FreedBytes += freed; err != nil {
 			return err
@@ -572,14 +623,15 @@ func (m *Manager) pruneLocks(o PruneOptions, p *Pruned) error {
 	for _, de := range ents {
 		path := filepath.Join(dir, de.Name())
 		info, err := de.Info()
-		if err != nil || !info.Mode().IsRegular() || filepath.Ext(path) != ".txt" || time.Since(info.ModTime()) < age {
+		if err != nil || !info.Mode().IsRegular() || time.Since(info.ModTime()) < age {
 			continue
 		}
 		b, err := os.ReadFile(path)
 		if err != nil {
 			continue
 		}
-		if l := (&lock{kind: "requirements", text: b}); used["sha256:"+l.digest()] {
+		kind := map[string]string{".txt": "requirements", ".json": "conda"}[filepath.Ext(path)]
+		if l := (&lock{kind: kind, text: b}); kind == "" || used["sha256:"+l.digest()] {
 			continue
 		}
 		if err := os.Remove(path); err != nil {
@@ -610,6 +662,25 @@ func (m *Manager) pruneLockFiles(PruneOptions) (freed int64, err error) {
 			return freed, fmt.Errorf("prune locks: %w", err)
 		}
 		freed += blocks(info)
+	}
+	return freed, nil
+}
+
+// pruneNotes forgets what was written down to be quicker and has not been read
+// for long: what targets and interpreters are, requirements of recipes.
+func (m *Manager) pruneNotes(o PruneOptions) (freed int64, err error) {
+	for _, p := range slices.Concat(m.glob("envs", "targets", "*"), m.glob("envs", "digests", "*"), m.glob("envs", "inline", "*")) {
+		if info, err := os.Lstat(p); err != nil || time.Since(info.ModTime()) < max(o.OlderThan, lockKeeps) {
+			continue
+		}
+		n, err := new(rootfs.Meter).Add(p)
+		if err == nil {
+			err = os.RemoveAll(p)
+		}
+		if err != nil {
+			return freed, fmt.Errorf("prune: %w", err)
+		}
+		freed += n
 	}
 	return freed, nil
 }
@@ -656,9 +727,9 @@ func (m *Manager) pruneTools(PruneOptions) (freed int64, err error) {
 	if err != nil || json.Unmarshal(b, &t) != nil || t.Path == "" {
 		return 0, nil //nolint:nilerr // nothing is known to be current
 	}
-	old, _ := filepath.Glob(m.store.Path("tools", "uv-*"))
-	for _, d := range old {
-		if d == filepath.Dir(t.Path) {
+	current := []string{filepath.Dir(t.Path), m.store.Path("tools", "py-rattler-"+rattlerVersion), m.store.Path("tools", "conda-solver-"+rattlerVersion+".json")}
+	for _, d := range slices.Concat(m.glob("tools", "uv-*"), m.glob("tools", "py-rattler-*"), m.glob("tools", "conda-solver-*")) {
+		if slices.Contains(current, d) {
 			continue
 		}
 		n, err := new(rootfs.Meter).Add(d)

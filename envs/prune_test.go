@@ -435,3 +435,58 @@ func TestPruneBesideBakesAndRuns(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, layersLeft(t, m))
 }
+
+// Interpreters are nobody's to prune; layers of steps are, when no environment
+// has them and no recent bake.
+func TestPruneOfInterpretersAndSteps(t *testing.T) {
+	m, _ := testManager(t, &script{})
+	publish := func(name string, record func() error) string {
+		d, size, err := m.store.PutObject(strings.NewReader(name), false)
+		require.NoError(t, err)
+		man := &rootfs.Manifest{Entries: []rootfs.Entry{{Path: name, Type: 'f', Mode: 0o444, Size: size, Digest: d}}}
+		require.NoError(t, m.store.Publish(t.Context(), man, func(string) error { return nil }))
+		require.NoError(t, record())
+		return man.Digest()
+	}
+	python := publish("python", func() error { return nil })
+	require.NoError(t, m.store.WriteFile(m.pythonPath("3.12.1"), fmt.Appendf(nil, `{"version":"3.12.1","digest":%q}`, python)))
+	step := func(name string) string {
+		d := publish(name, func() error { return nil })
+		require.NoError(t, m.store.WriteFile(m.store.Path("envs", "steps", digestOf(name)), []byte(d+"\n")))
+		return d
+	}
+	used, loose := step("used"), step("loose")
+	require.NoError(t, m.store.WriteFile(m.store.Path("envs", "steps", digestOf("none")), []byte("\n")))
+	e := manyEnvs(t, m, 1)[0]
+	e.Below = []string{used, python}
+	require.NoError(t, m.save(e))
+	there := func(want ...string) {
+		t.Helper()
+		got, err := m.store.Layers()
+		require.NoError(t, err)
+		require.ElementsMatch(t, want, got)
+	}
+	u, err := m.Usage()
+	require.NoError(t, err)
+	for _, r := range u.Rows {
+		if r.Kind == "steps" {
+			require.Equal(t, 1, r.Count, "the one that no environment has")
+			require.Positive(t, r.ReclaimableBytes)
+		}
+	}
+	_, err = m.Prune(t.Context(), PruneOptions{OlderThan: time.Hour})
+	require.NoError(t, err)
+	there(e.Digest, used, python, loose)
+	_, err = m.Prune(t.Context(), PruneOptions{})
+	require.NoError(t, err)
+	there(e.Digest, used, python)
+	require.Len(t, m.steps(), 1)
+	require.NoError(t, m.Remove("env-0"))
+	there(python)
+	_, err = m.Prune(t.Context(), PruneOptions{Named: true})
+	require.NoError(t, err)
+	there(python)
+	require.Empty(t, m.steps())
+	require.NoError(t, m.RemovePython(t.Context(), "3.12.1"))
+	there()
+}

@@ -332,7 +332,7 @@ func (m *Manager) RemovePython(ctx context.Context, version string) error {
 		if err := os.Remove(m.pythonPath(version)); err != nil {
 			return fmt.Errorf("remove interpreter: %w", err)
 		}
-		_, err := m.sweep(ctx) // its layer, unless an environment has it
+		_, err := m.sweep(ctx, PruneOptions{OlderThan: 1 << 62}) // its layer, unless an environment has it
 		return err
 	}
 	return fail("sbxrun env python list shows what there is", "remove interpreter %q: not found", version)

@@ -318,6 +318,7 @@ func (b *recipeBake) step(ctx context.Context, out *built, make func() (*rootfs.
 		if err != nil {
 			return false, nil //nolint:nilerr // not made yet
 		}
+		touch(rec)
 		digest := strings.TrimSpace(string(t))
 		if digest == "" {
 			return true, nil

@@ -96,14 +96,23 @@ func (m *Manager) Usage() (*Usage, error) {
 			}
 		}
 	}
-	var orphans []string
-	known := map[string]bool{}
-	for _, p := range slices.Concat(bases, kept, loose) {
-		known[p] = true
+	pythons, err := m.Pythons()
+	if err != nil {
+		return nil, err
+	}
+	interpreters := []string{m.store.Path("envs", "pythons")}
+	for _, p := range pythons {
+		once(&interpreters, layer(p.Digest))
+	}
+	var steps, orphans []string
+	for l := range m.steps() {
+		if l != "" {
+			once(&steps, layer(l))
+		}
 	}
 	for _, p := range m.glob("layers", "*") {
-		if !known[p] {
-			orphans = append(orphans, p)
+		if !slices.Contains(bases, p) {
+			once(&orphans, p)
 		}
 	}
 	tmp, _ := os.ReadDir(m.store.Path("tmp"))
@@ -117,6 +126,9 @@ func (m *Manager) Usage() (*Usage, error) {
 		{"environments", len(all), false, kept},
 		{"environments", 0, true, loose},
 		{"environments", 0, false, []string{m.store.Path("envs", "names"), m.store.Path("envs", "signatures")}},
+		{"interpreters", len(pythons), false, interpreters},
+		{"steps", len(steps), true, steps},
+		{"steps", 0, false, []string{m.store.Path("envs", "steps")}},
 		// Layers that no record has; there are some after a crash only.
 		{"orphans", len(orphans), true, orphans},
 		{"caches", len(m.glob("cache", "*")), true, m.glob("cache", "*")},
@@ -146,7 +158,7 @@ func (m *Manager) Usage() (*Usage, error) {
 	var other []string
 	for dir, known := range map[string][]string{
 		"":     {"bases", "envs", "layers", "objects", "tmp", "tools"},
-		"envs": {"lockfiles", "locks", "names", "parts", "signatures"},
+		"envs": {"lockfiles", "locks", "names", "parts", "pythons", "signatures", "steps"},
 	} {
 		for _, p := range m.glob(dir, "*") {
 			if base := filepath.Base(p); !slices.Contains(known, base) && !strings.HasSuffix(base, ".json") {
