@@ -17,6 +17,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/rootfs"
+	"github.com/sbxrun/sbxrun/test/need"
 )
 
 const site = "opt/env/lib/python3.11/site-packages/"
@@ -301,7 +302,7 @@ print("spdx", [m.validation_message for m in validate_full_spdx_document(d)], le
 `
 
 func TestBillsAreValid(t *testing.T) {
-	python := validators(t, "cyclonedx-python-lib[json-validation]==11.12.0", "spdx-tools==0.8.5")
+	python := need.Packages(t, "cyclonedx-python-lib[json-validation]==11.12.0", "spdx-tools==0.8.5")
 	dir := t.TempDir()
 	c, s := documents(t, inventoryWithBase(t))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "c.json"), c, 0o600))

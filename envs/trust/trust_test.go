@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/test/need"
 )
 
 func noPassword() ([]byte, error) { return nil, errors.New("no password") }
@@ -272,6 +274,50 @@ func TestPatterns(t *testing.T) {
 		{"exact", "exactly", false},
 	} {
 		require.Equal(t, c.want, match(c.pattern, c.s), "%s against %s", c.pattern, c.s)
+	}
+}
+
+// Others read what we sign: the DSSE envelope and the in-toto statement in it,
+// by the Python libraries of those projects.
+const others = `import base64, json, sys
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from google.protobuf import json_format
+from in_toto_attestation.v1 import statement_pb2
+from in_toto_attestation.v1.statement import Statement
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from securesystemslib.signer import SSlibKey
+
+def verify(bundle, pub):
+    key = SSlibKey.from_crypto(load_pem_public_key(open(pub, "rb").read()))
+    e = json.load(open(bundle))["dsseEnvelope"]
+    env = Envelope.from_dict({"payload": e["payload"], "payloadType": e["payloadType"], "signatures": [{"keyid": key.keyid, "sig": e["signatures"][0]["sig"]}]})
+    try:
+        env.verify([key], 1)
+    except VerificationError:
+        return "refused"
+    st = json_format.Parse(base64.b64decode(e["payload"]), statement_pb2.Statement())
+    Statement.copy_from_pb(st).validate()
+    return st.subject[0].digest["sha256"]
+
+print(verify(sys.argv[1], sys.argv[2]), verify(sys.argv[1], sys.argv[3]))
+`
+
+func TestOthersVerifyWhatWeSign(t *testing.T) {
+	python := need.Packages(t, "securesystemslib==1.6.0", "in-toto-attestation==0.9.3", "cryptography==50.0.2")
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	require.NoError(t, err)
+	edKey, err := ReadPrivateKey(keyFile(t, ed), noPassword)
+	require.NoError(t, err)
+	ecKey := newKey(t)
+	for _, k := range [][2]PrivateKey{{ecKey, edKey}, {edKey, ecKey}} {
+		b, err := Sign(anEnv("a"), k[0])
+		require.NoError(t, err)
+		file := filepath.Join(t.TempDir(), "bundle.json")
+		require.NoError(t, os.WriteFile(file, b, 0o600))
+		out, err := exec.Command(python, "-c", others, file, pubFile(t, k[0]), pubFile(t, k[1])).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.Equal(t, strings.Repeat("a", 64)+" refused\n", string(out))
 	}
 }
 
