@@ -194,6 +194,8 @@ type Options struct {
 	Runner   Runner
 	Progress Progress
 	Helper   func() (string, error) // finds bin/sbxrun-env
+	// Trusted refuses an environment that may not be extended; nil: none is.
+	Trusted func(ctx context.Context, e *Env) error
 }
 
 // Manager makes and keeps environments in a store.
@@ -202,11 +204,12 @@ type Manager struct {
 	runner   Runner
 	progress Progress
 	helper   func() (string, error)
+	trusted  func(ctx context.Context, e *Env) error
 }
 
 // Open gives a Manager over a store.
 func Open(store *rootfs.Store, o Options) *Manager {
-	m := &Manager{store: store, runner: o.Runner, progress: o.Progress, helper: o.Helper}
+	m := &Manager{store: store, runner: o.Runner, progress: o.Progress, helper: o.Helper, trusted: o.Trusted}
 	if m.progress == nil {
 		m.progress = silent{}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -16,8 +17,9 @@ import (
 func (m *Manager) Rebuild(ctx context.Context, e *Env) (_ *rootfs.Manifest, err error) {
 	defer m.progress.Done()
 	what := "rebuild " + Short(e.Digest)
-	if e.Recipe.Staged || len(e.Below) > 0 {
-		return nil, fail("bake the recipe again, and compare with sbxrun env diff", "%s: it is of a recipe with steps, whose files are not stored", what)
+	steps := fail("bake the recipe again, and compare with sbxrun env diff", "%s: it is of a recipe with steps, whose files are not stored", what)
+	if e.Recipe.Staged {
+		return nil, steps
 	}
 	kind, text, err := m.LockText(e)
 	if err != nil {
@@ -31,19 +33,28 @@ func (m *Manager) Rebuild(ctx context.Context, e *Env) (_ *rootfs.Manifest, err 
 	if e.BaseDigest != "" && e.BaseDigest != r.Base.Digest {
 		return nil, fail("it can be rebuilt where that base is", "%s: base %q is %s now, not %s as when it was baked", what, e.Base, Short(r.Base.Digest), Short(e.BaseDigest))
 	}
+	var py python
+	if kind != "conda" {
+		if py, err = m.interpreter(&r); err != nil {
+			return nil, err
+		}
+	}
+	if !slices.Equal(e.Below, r.Base.Upon) {
+		return nil, steps
+	}
 	release, err := m.store.Lock(ctx, "objects", false) // no pruning of what is compared
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	man, err := m.rebuild(ctx, e, r, &lock{kind: kind, text: text}, what)
+	man, err := m.rebuild(ctx, e, r, py, &lock{kind: kind, text: text}, what)
 	if err != nil {
 		return nil, m.store.Explain(err)
 	}
 	return man, nil
 }
 
-func (m *Manager) rebuild(ctx context.Context, e *Env, r Recipe, l *lock, what string) (*rootfs.Manifest, error) {
+func (m *Manager) rebuild(ctx context.Context, e *Env, r Recipe, py python, l *lock, what string) (*rootfs.Manifest, error) {
 	l.in = &input{kind: map[string]Kind{"requirements": KindRequirements, "pylock": KindPylock, "conda": "conda"}[l.kind], files: []inputFile{{l.fileName(), l.text}}}
 	if l.kind == "conda" {
 		c, err := parseCondaLock(l.text)
@@ -65,10 +76,6 @@ func (m *Manager) rebuild(ctx context.Context, e *Env, r Recipe, l *lock, what s
 			return nil, err
 		}
 		l = parsed
-	}
-	py, err := findPython(r.Base, e.Python)
-	if err != nil {
-		return nil, err
 	}
 	if e.Origin == nil && m.key(r, l, py) != e.Key {
 		return nil, fail("bake it again", "%s: %s is another build than when it was baked, or this version of sbxrun bakes it otherwise", what, e.Python)

@@ -292,6 +292,11 @@ func (b *recipeBake) begin(ctx context.Context, s *stage) (*built, error) {
 	if err != nil {
 		return nil, &Error{Msg: fmt.Sprintf("%s:%d: extends %q: %v", b.file.path, s.at["extends"], s.extends, err), Tip: "sbxrun env list shows the environments; bake it with --name " + s.extends + ", or name a stage", Err: err}
 	}
+	if b.trusted != nil {
+		if err := b.trusted(ctx, p); err != nil {
+			return nil, fmt.Errorf("%s:%d: extends %q: %w", b.file.path, s.at["extends"], s.extends, err)
+		}
+	}
 	base, err := b.store.Base(p.Base)
 	if err != nil {
 		return nil, err

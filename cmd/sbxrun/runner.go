@@ -30,7 +30,8 @@ type runner struct {
 func newManager(c *command, store *rootfs.Store, host *runtime.Host) *envs.Manager {
 	return envs.Open(store, envs.Options{
 		Runner: &runner{c.dirs, host}, Progress: c.ui,
-		Helper: func() (string, error) { return engine.Find("sbxrun-env") },
+		Helper:  func() (string, error) { return engine.Find("sbxrun-env") },
+		Trusted: func(ctx context.Context, e *envs.Env) error { return checkTrusted(ctx, c, e) },
 	})
 }
 

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -99,16 +100,13 @@ type Verdict struct {
 	Reason    string     `json:"reason,omitempty"` // where no signature was needed
 }
 
-// Check says whether an environment from elsewhere may be taken in or run.
-// bundles are its signatures. What was baked here needs none.
-func (p *Policy) Check(e *envs.Env, bundles [][]byte, now time.Time) (Verdict, error) {
-	if e.Origin == nil {
-		return Verdict{Reason: "baked on this machine"}, nil
-	}
+// Check says whether an environment that comes from elsewhere (see
+// [envs.Origin]) may be taken in or run. bundles are its signatures.
+func (p *Policy) Check(e *envs.Env, from string, bundles [][]byte, now time.Time) (Verdict, error) {
 	var keys []PublicKey
 	named, expired := false, ""
 	for i, t := range p.text.Trust {
-		if !t.covers(e.Origin.From) {
+		if !t.covers(from) {
 			continue
 		}
 		named = true
@@ -132,11 +130,28 @@ func (p *Policy) Check(e *envs.Env, bundles [][]byte, now time.Time) (Verdict, e
 	if hint == "" || expired != "" {
 		hint = "see " + p.file
 	}
-	return Verdict{}, hinted.New(fmt.Errorf("environment %s from %q is refused by policy %q: %w%s", envs.Short(e.Digest), clip(e.Origin.From), p.file, err, expired), hint)
+	return Verdict{}, hinted.New(fmt.Errorf("environment %s from %q is refused by policy %q: %w%s", envs.Short(e.Digest), clip(from), p.file, err, expired), hint)
+}
+
+// Verifier gives the check of what is imported from a place by the policy in a
+// file; "" is no policy, which admits everything.
+func Verifier(file, from string) (func(ctx context.Context, e *envs.Env, bundles [][]byte) error, error) {
+	if file == "" {
+		return func(context.Context, *envs.Env, [][]byte) error { return nil }, nil
+	}
+	p, err := ReadPolicy(file)
+	if err != nil {
+		return nil, err
+	}
+	return func(_ context.Context, e *envs.Env, bundles [][]byte) error {
+		_, err := p.Check(e, from, bundles, time.Now())
+		return err
+	}, nil
 }
 
 // CheckStored checks an environment of a store and those that it extends: what
-// lies below a layer that was baked here may come from elsewhere.
+// lies below a layer that was baked here may come from elsewhere. What was baked
+// here needs no signature.
 func (p *Policy) CheckStored(store *rootfs.Store, m *envs.Manager, e *envs.Env, now time.Time) (Verdict, error) {
 	if len(e.Below) > 0 {
 		all, err := m.List()
@@ -164,11 +179,14 @@ func (p *Policy) CheckStored(store *rootfs.Store, m *envs.Manager, e *envs.Env, 
 }
 
 func (p *Policy) checkOne(store *rootfs.Store, e *envs.Env, now time.Time) (Verdict, error) {
+	if e.Origin == nil {
+		return Verdict{Reason: "baked on this machine"}, nil
+	}
 	bundles, err := Bundles(store, e.Digest)
 	if err != nil {
 		return Verdict{}, err
 	}
-	return p.Check(e, bundles, now)
+	return p.Check(e, e.Origin.From, bundles, now)
 }
 
 func (t entry) covers(from string) bool {

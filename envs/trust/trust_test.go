@@ -24,6 +24,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/test/need"
 )
 
@@ -61,7 +62,6 @@ func anEnv(digit string) *envs.Env {
 	return &envs.Env{
 		Digest: "sha256:" + strings.Repeat(digit, 64), Kind: "venv", Names: []string{"web"}, Lock: "sha256:" + strings.Repeat("1", 64), Base: "host", BaseDigest: "sha256:b",
 		Python: "/usr/bin/python3.11", Vars: []string{"VIRTUAL_ENV=/opt/env"}, Packages: []envs.Package{{Name: "six", Version: "1.16"}},
-		Origin: &envs.Origin{From: "registry.example/team/web:1"},
 	}
 }
 
@@ -225,7 +225,7 @@ func TestPolicy(t *testing.T) {
 		{"expired", named + "until = 2026-06-29\n", [][]byte{signed}, "out of date since 2026-06-29"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v, err := policy(t, c.text, map[string]PrivateKey{"team.pub": team}).Check(e, c.bundles, now)
+			v, err := policy(t, c.text, map[string]PrivateKey{"team.pub": team}).Check(e, "registry.example/team/web:1", c.bundles, now)
 			if c.says == "" {
 				require.NoError(t, err)
 				require.True(t, v.Signature != nil || v.Reason != "")
@@ -236,11 +236,49 @@ func TestPolicy(t *testing.T) {
 			require.NotEmpty(t, hinted.Of(err))
 		})
 	}
-	here := *e
-	here.Origin = nil
-	v, err := policy(t, "", nil).Check(&here, nil, now)
+	for _, file := range []string{"", policy(t, named, map[string]PrivateKey{"team.pub": team}).file} {
+		check, err := Verifier(file, "registry.example/team/web:1")
+		require.NoError(t, err)
+		require.Equal(t, file == "", check(t.Context(), e, nil) == nil)
+		require.NoError(t, check(t.Context(), e, [][]byte{signed}))
+	}
+	_, err = Verifier("/nonexistent", "x")
+	require.ErrorContains(t, err, "no such file")
+}
+
+// What was baked here may lie upon what was not.
+func TestPolicyLooksBelow(t *testing.T) {
+	store, err := rootfs.OpenStore(t.TempDir())
+	require.NoError(t, err)
+	put := func(key, text string, below []string, origin *envs.Origin) *envs.Env {
+		t.Helper()
+		d, n, err := store.PutObject(strings.NewReader(text), false)
+		require.NoError(t, err)
+		m := &rootfs.Manifest{Entries: []rootfs.Entry{{Path: "f", Type: 'f', Mode: 0o444, Size: n, Digest: d}}}
+		e := &envs.Env{Key: key, Digest: m.Digest(), Kind: "venv", Below: below, Origin: origin}
+		require.NoError(t, store.Publish(t.Context(), m, func(string) error { return nil }))
+		b, err := json.Marshal(e)
+		require.NoError(t, err)
+		require.NoError(t, store.WriteFile(store.Path("envs", key+".json"), b))
+		return e
+	}
+	k := newKey(t)
+	p := policy(t, "[[trust]]\nkeys = ['k.pub']\n", map[string]PrivateKey{"k.pub": k})
+	m := envs.Open(store, envs.Options{})
+	parent := put("a1", "parent", nil, &envs.Origin{From: "x"})
+	child := put("b2", "child", []string{parent.Digest}, nil)
+	alone := put("c3", "alone", nil, nil)
+	v, err := p.CheckStored(store, m, alone, time.Now())
 	require.NoError(t, err)
 	require.Equal(t, "baked on this machine", v.Reason)
+	_, err = p.CheckStored(store, m, child, time.Now())
+	require.ErrorIs(t, err, ErrUnsigned)
+	b, err := Sign(parent, k)
+	require.NoError(t, err)
+	_, err = Keep(store, parent.Digest, b)
+	require.NoError(t, err)
+	_, err = p.CheckStored(store, m, child, time.Now())
+	require.NoError(t, err)
 }
 
 func TestBadPoliciesTrustNobody(t *testing.T) {
