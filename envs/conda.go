@@ -164,7 +164,7 @@ func (m *Manager) findConda(r Recipe, in *input) (*Env, error) {
 func (m *Manager) condaLocked(ctx context.Context, r Recipe, in *input) (*condaLock, error) {
 	file := m.condaLockPath(r, in)
 	read := func() *condaLock {
-		if r.Refresh {
+		if r.anew() {
 			return nil
 		}
 		if b, err := os.ReadFile(file); err == nil {
@@ -195,7 +195,20 @@ func (m *Manager) condaLocked(ctx context.Context, r Recipe, in *input) (*condaL
 	if l, err = parseCondaLock(l.text); err != nil {
 		return nil, err
 	}
-	return l, m.store.WriteFile(file, l.text)
+	names := []string{}
+	for _, p := range l.view.Packages {
+		names = append(names, p.Name)
+	}
+	if section, err := m.parseLock([]byte(l.Requirements), file); err == nil {
+		names = append(names, section.names()...)
+	}
+	if err := upgradable(r, names); err != nil {
+		return nil, err
+	}
+	if err := m.store.WriteFile(file, l.text); err != nil {
+		return nil, err
+	}
+	return l, m.remember(r, in, file)
 }
 
 // lockConda makes a lock: it solves an environment.yml and reads the others.
@@ -233,6 +246,9 @@ func (m *Manager) lockConda(ctx context.Context, r Recipe, in *input) (_ *condaL
 		return nil, fmt.Errorf("read %q: %w", r.File, err)
 	}
 	if len(spec.Pip) > 0 {
+		if _, text := m.pins(r, in); text != "" {
+			r.prefer = []byte(text)
+		}
 		if l.Requirements, err = m.resolvePipSection(ctx, r, l, in, spec.Pip); err != nil {
 			return nil, err
 		}

@@ -115,7 +115,7 @@ func (m *Manager) bakeConda(ctx context.Context, r Recipe, in *input, l *condaLo
 	m.progress.Phase("publish", fmt.Sprintf("%d files", len(man.Entries)))
 	e.Digest = man.Digest()
 	e.Vars = append(append(done.Vars, l.Variables...), r.Env...)
-	e.Notes = done.Notes
+	e.Notes, e.Paths = done.Notes, done.PathPrefix
 	if done.Python != "" {
 		e.Python = EnvDir + "/bin/python" + done.Python
 	}
@@ -265,7 +265,7 @@ func (m *Manager) installConda(ctx context.Context, r Recipe, in *input, l *cond
 		}
 	}
 	vars := append(append([]string{}, got.Vars...), l.Variables...)
-	if err := m.hooks(ctx, r, offline, append(vars, "PATH="+strings.Join(append(got.PathPrefix, EnvDir+"/bin"), ":")+":/usr/local/bin:/usr/bin:/bin")); err != nil {
+	if err := m.hooks(ctx, r, offline, append(vars, "PATH="+strings.Join(append(got.PathPrefix[:len(got.PathPrefix):len(got.PathPrefix)], "/usr/local/bin", "/usr/bin", "/bin"), ":"))); err != nil {
 		return nil, got, err
 	}
 	if got.Python != "" {

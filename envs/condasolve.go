@@ -224,6 +224,10 @@ func (m *Manager) solve(ctx context.Context, r Recipe, in *input, spec condaSpec
 		ExcludeNewer string   `json:"exclude_newer"`
 		AnyChannel   bool     `json:"any_channel"`
 	}{Specs: spec.Specs, Locked: []pin{}, ExcludeNewer: r.ExcludeNewer, AnyChannel: spec.AnyChannel}
+	last, _ := m.pins(r, in)
+	for _, p := range last {
+		q.Locked = append(q.Locked, pin{p.Name, p.URL})
+	}
 	index := filepath.Join(filepath.Dir(dir), "repodata")
 	if err := os.Mkdir(index, 0o755); err != nil {
 		return fmt.Errorf("solve: %w", err)

@@ -119,6 +119,7 @@ type Recipe struct {
 	IndexURL           string      `json:"index_url,omitempty"`     // "" is the resolver's configuration
 	ExcludeNewer       string      `json:"exclude_newer,omitempty"` // a date: nothing published later
 	Refresh            bool        `json:"-"`                       // resolve anew
+	Upgrade            []string    `json:"-"`                       // resolve these anew, and keep the other pins where they fit
 	Extras             []string    `json:"extras,omitempty"`        // of the project
 	Groups             []string    `json:"groups,omitempty"`        // its dependency groups, besides its own dependencies
 	OnlyGroups         []string    `json:"only_groups,omitempty"`   // instead of its own dependencies
@@ -165,6 +166,8 @@ type Env struct {
 	// Recipe is what it was baked from, without the file: that is the lock.
 	// Credentials of its index are left out.
 	Recipe Recipe `json:"recipe"`
+	// Paths are put before PATH; none is the environment's bin alone.
+	Paths []string `json:"path_prefix,omitempty"`
 	// Notes are what a user should know of it: scripts that were not run.
 	Notes []string `json:"notes,omitempty"`
 	// Origin is where it was imported from; nil: it was baked on this machine.
@@ -187,7 +190,12 @@ func SignaturesDir(store *rootfs.Store, digest string) string {
 }
 
 // PathPrefix is put before PATH.
-func (e *Env) PathPrefix() []string { return []string{EnvDir + "/bin"} }
+func (e *Env) PathPrefix() []string {
+	if len(e.Paths) > 0 {
+		return e.Paths
+	}
+	return []string{EnvDir + "/bin"}
+}
 
 // Options of a Manager.
 type Options struct {

@@ -28,6 +28,14 @@ func (l *lock) digest() string {
 	return hex.EncodeToString(h[:])
 }
 
+// names are the distributions' of it.
+func (l *lock) names() (names []string) {
+	for _, q := range l.in.reqs {
+		names = append(names, q.name)
+	}
+	return names
+}
+
 // lockFile is where the text of a lock is kept for as long as an environment has it.
 func (m *Manager) lockFile(digest string) string {
 	return m.store.Path("envs", "lockfiles", strings.TrimPrefix(digest, "sha256:"))
@@ -124,7 +132,7 @@ func (m *Manager) keptLock(r Recipe, in *input, py python) (*lock, error) {
 
 func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) (*lock, error) {
 	path := m.lockPath(r, in, py)
-	if !r.Refresh {
+	if !r.anew() {
 		if b, err := os.ReadFile(path); err == nil {
 			return m.parseLock(b, path)
 		}
@@ -137,7 +145,7 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 		return nil, err
 	}
 	defer release()
-	if !r.Refresh {
+	if !r.anew() {
 		if b, err := os.ReadFile(path); err == nil {
 			return m.parseLock(b, path)
 		}
@@ -151,10 +159,17 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 	if err != nil {
 		return nil, err
 	}
+	l, err := m.parseLock(text, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := upgradable(r, l.names()); err != nil {
+		return nil, err
+	}
 	if err := m.store.WriteFile(path, text); err != nil {
 		return nil, err
 	}
-	return m.parseLock(text, path)
+	return l, m.remember(r, in, path)
 }
 
 // lockPath is where the lock of an input is kept. Neither the tool's version
@@ -207,8 +222,12 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	if err := writeFiles(dir, in.files); err != nil {
 		return nil, err
 	}
-	if r.prefer != nil { // the resolver keeps the pins of its output file
-		if err := os.WriteFile(filepath.Join(dir, "lock.txt"), r.prefer, 0o644); err != nil {
+	prefer := r.prefer
+	if prefer == nil {
+		prefer = m.last(r, in)
+	}
+	if prefer != nil { // the resolver keeps the pins of its output file
+		if err := os.WriteFile(filepath.Join(dir, "lock.txt"), prefer, 0o644); err != nil {
 			return nil, fmt.Errorf("resolve: %w", err)
 		}
 	}
@@ -232,7 +251,7 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	if r.ExcludeNewer != "" {
 		j.Argv = append(j.Argv, "--exclude-newer", r.ExcludeNewer)
 	}
-	j.Argv = append(append(j.Argv, more...), r.compileArgs(first)...)
+	j.Argv = append(append(append(j.Argv, upgradeArguments(r)...), more...), r.compileArgs(first)...)
 	if err := m.run(ctx, j, r.File); err != nil {
 		if in.kind == KindPyproject && strings.Contains(err.Error(), "Building source distributions is disabled") {
 			return nil, fail("list them under [project], or lock the project with its tool", "resolve %q: its dependencies are dynamic: only its build says them", r.File)

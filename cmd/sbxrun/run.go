@@ -530,6 +530,11 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 					return err
 				})
 			}
+			if err == nil && !c.quiet {
+				for _, n := range env.Notes {
+					c.ui.note("%s", n)
+				}
+			}
 		} else {
 			phases["resolve"] = float64(time.Since(start).Microseconds()) / 1000
 		}

@@ -111,9 +111,10 @@ func (c *command) json(v any) (int, error) {
 
 type buildOptions struct {
 	recipeOptions
-	name string
-	json bool
-	out  string
+	name    string
+	json    bool
+	out     string
+	upgrade bool
 }
 
 func declareBuild(c *command, named bool) *buildOptions {
@@ -172,6 +173,9 @@ func envBuildVerb() *verb {
 			if err != nil {
 				return 1, err
 			}
+			for _, n := range e.Notes {
+				c.ui.note("%s", n)
+			}
 			if o.json {
 				return c.json(e)
 			}
@@ -183,18 +187,24 @@ func envBuildVerb() *verb {
 
 func envLockVerb() *verb {
 	return &verb{
-		name: "env lock", args: "[flags] -r FILE", short: "print the hashed lock of a requirements file",
+		name: "env lock", args: "[flags] -r FILE [PACKAGE…]", short: "print the hashed lock of a requirements file",
 		setup: func(c *command) {
 			o := declareBuild(c, false)
 			c.flags.StringVarP(&o.out, "output", "o", "", "write it to this `file`")
+			c.flags.BoolVar(&o.upgrade, "upgrade", "resolve anew: the packages that are named, or all")
 			c.opts = o
 		},
 		run: func(c *command, args []string) (int, error) {
 			o := c.opts.(*buildOptions)
+			var packages []string
+			if o.upgrade && o.requirements != "" {
+				packages, args = args, nil
+			}
 			m, r, err := o.build(c, args)
 			if err != nil {
 				return 0, err
 			}
+			r.Upgrade, r.Refresh = packages, r.Refresh || o.upgrade && len(packages) == 0
 			ctx, stop := canceled()
 			defer stop()
 			b, err := m.Lock(ctx, r)

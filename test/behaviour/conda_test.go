@@ -388,3 +388,37 @@ func serveChannel(t *testing.T, s *harness.Sbx, h http.HandlerFunc) {
 	}
 	t.Cleanup(func() { s.Prefix = before })
 }
+
+// A file that changes keeps its pins where they fit; --upgrade lets go of them.
+func TestAChangedFileKeepsItsPins(t *testing.T) {
+	for _, c := range []struct{ name, file, old, changed, oldPin, newPin string }{
+		{"conda", "environment.yml", "dependencies: [liblink <2]\n", "dependencies: [liblink, sounds]\n", "liblink-1.0-", "liblink-2.0-"},
+		{"requirements", "requirements.txt", "iniconfig<2.1\n", "iniconfig<2.3.1\n", "iniconfig==2.0.0", "iniconfig==2.3.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, channel := newConda(t)
+			file := fileOf(t, c.file, "")
+			lock := func(text string, args ...string) string {
+				if strings.HasPrefix(text, "dependencies") {
+					text = "channels: [file://" + channel + "]\n" + text
+				}
+				require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+				o := s.Do(append([]string{"env", "lock", "-r", file}, args...)...)
+				require.Equal(t, 0, o.Code, "%v", o)
+				return string(o.Stdout)
+			}
+			name, _, _ := strings.Cut(c.oldPin, "-")
+			name, _, _ = strings.Cut(name, "=")
+			assert.Contains(t, lock(c.old), c.oldPin)
+			assert.Contains(t, lock(c.changed), c.oldPin)
+			assert.Contains(t, lock(c.changed, "--upgrade", name), c.newPin)
+			assert.Contains(t, lock(c.changed), c.newPin)
+
+			assert.Contains(t, lock(c.old), c.oldPin, "where it does not fit, it is not kept")
+			assert.Contains(t, lock(c.changed, "--upgrade"), c.newPin)
+			o := s.Do("env", "lock", "-r", file, "--upgrade", "no-such-thing")
+			require.Equal(t, 1, o.Code, "%v", o)
+			assert.Contains(t, string(o.Stderr), "no-such-thing is not in it")
+		})
+	}
+}
