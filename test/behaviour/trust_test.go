@@ -278,3 +278,42 @@ func TestRebuildComparesByteByByte(t *testing.T) {
 	o = s.Do("env", "verify")
 	require.Equal(t, 0, o.Code, "the store is as it was: %v", o)
 }
+
+// A conda environment is rebuilt to the same bytes, and its bill has conda's own
+// hashes and what it holds of PyPI.
+func TestInventoryAndRebuildOfConda(t *testing.T) {
+	s, channel := newConda(t)
+	o := s.Do("env", "build", "--name", "c", "-r", environment(t, channel, "hello-bin", "greet", "python", "sounds"))
+	require.Equal(t, 0, o.Code, "%v", o)
+	o = s.Do("env", "rebuild", "--check", "c")
+	require.Equal(t, 0, o.Code, "%v", o)
+	require.Contains(t, string(o.Stdout), "the same byte by byte")
+
+	o = s.Do("env", "sbom", "c")
+	require.Equal(t, 0, o.Code, "%v", o)
+	var bill struct {
+		Components []struct {
+			Name, Purl string
+			Hashes     []struct{ Alg, Content string }
+		}
+		Dependencies []struct {
+			Ref       string
+			DependsOn []string
+		}
+	}
+	require.NoError(t, json.Unmarshal(o.Stdout, &bill))
+	var names []string
+	for _, c := range bill.Components {
+		names = append(names, c.Name)
+		require.True(t, strings.HasPrefix(c.Purl, "pkg:conda/"+c.Name+"@"), c.Purl)
+		require.NotEmpty(t, c.Hashes)
+		require.Equal(t, "SHA-256", c.Hashes[0].Alg)
+	}
+	require.Equal(t, []string{"greet", "hello-bin", "python", "sounds"}, names)
+	for _, d := range bill.Dependencies {
+		if strings.HasPrefix(d.Ref, "pkg:conda/greet@") {
+			require.Len(t, d.DependsOn, 1)
+			require.True(t, strings.HasPrefix(d.DependsOn[0], "pkg:conda/python@"))
+		}
+	}
+}
