@@ -133,9 +133,9 @@ func (p *Policy) Check(e *envs.Env, from string, bundles [][]byte, now time.Time
 	return Verdict{}, hinted.New(fmt.Errorf("environment %s from %q is refused by policy %q: %w%s", envs.Short(e.Digest), clip(from), p.file, err, expired), hint)
 }
 
-// Verifier gives the check of what is imported from a place by the policy in a
-// file; "" is no policy, which admits everything.
-func Verifier(file, from string) (func(ctx context.Context, e *envs.Env, bundles [][]byte) error, error) {
+// Verifier gives the check of what is imported by the policy in a file; "" is no
+// policy, which admits everything. Where it comes from is in its Origin.
+func Verifier(file string) (func(ctx context.Context, e *envs.Env, bundles [][]byte) error, error) {
 	if file == "" {
 		return func(context.Context, *envs.Env, [][]byte) error { return nil }, nil
 	}
@@ -144,7 +144,10 @@ func Verifier(file, from string) (func(ctx context.Context, e *envs.Env, bundles
 		return nil, err
 	}
 	return func(_ context.Context, e *envs.Env, bundles [][]byte) error {
-		_, err := p.Check(e, from, bundles, time.Now())
+		if e.Origin == nil {
+			return fmt.Errorf("environment %s: where it comes from is not known", envs.Short(e.Digest))
+		}
+		_, err := p.Check(e, e.Origin.From, bundles, time.Now())
 		return err
 	}, nil
 }

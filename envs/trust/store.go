@@ -59,3 +59,16 @@ func Keep(store *rootfs.Store, digest string, bundle []byte) (path string, err e
 	path = filepath.Join(envs.SignaturesDir(store, digest), fileName(s.hint))
 	return path, store.WriteFile(path, bundle)
 }
+
+// Keeper stores signatures that came along with what is imported. What is no
+// bundle of ours (others sign images in other ways) is left out: it could not
+// be verified anyway.
+func Keeper(store *rootfs.Store) func(digest string, bundle []byte) error {
+	return func(digest string, bundle []byte) error {
+		if _, err := readBundle(bundle); err != nil {
+			return nil //nolint:nilerr // see above
+		}
+		_, err := Keep(store, digest, bundle)
+		return err
+	}
+}

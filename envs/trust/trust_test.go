@@ -237,12 +237,15 @@ func TestPolicy(t *testing.T) {
 		})
 	}
 	for _, file := range []string{"", policy(t, named, map[string]PrivateKey{"team.pub": team}).file} {
-		check, err := Verifier(file, "registry.example/team/web:1")
+		check, err := Verifier(file)
 		require.NoError(t, err)
-		require.Equal(t, file == "", check(t.Context(), e, nil) == nil)
-		require.NoError(t, check(t.Context(), e, [][]byte{signed}))
+		taken := *e
+		require.Equal(t, file == "", check(t.Context(), &taken, [][]byte{signed}) == nil, "from nowhere")
+		taken.Origin = &envs.Origin{From: "registry.example/team/web:1"}
+		require.Equal(t, file == "", check(t.Context(), &taken, nil) == nil)
+		require.NoError(t, check(t.Context(), &taken, [][]byte{signed}))
 	}
-	_, err = Verifier("/nonexistent", "x")
+	_, err = Verifier("/nonexistent")
 	require.ErrorContains(t, err, "no such file")
 }
 
@@ -357,6 +360,20 @@ func TestOthersVerifyWhatWeSign(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		require.Equal(t, strings.Repeat("a", 64)+" refused\n", string(out))
 	}
+}
+
+func TestForeignSignaturesAreNotKept(t *testing.T) {
+	store, err := rootfs.OpenStore(t.TempDir())
+	require.NoError(t, err)
+	b, err := Sign(anEnv("a"), newKey(t))
+	require.NoError(t, err)
+	keep := Keeper(store)
+	for _, text := range [][]byte{b, b, []byte("junk"), []byte("{}")} {
+		require.NoError(t, keep(anEnv("a").Digest, text))
+	}
+	got, err := Bundles(store, anEnv("a").Digest)
+	require.NoError(t, err)
+	require.Equal(t, [][]byte{b}, got)
 }
 
 func FuzzReadBundle(f *testing.F) {
