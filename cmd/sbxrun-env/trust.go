@@ -116,7 +116,7 @@ func sign(ctx context.Context, q signQuestion) (signAnswer, error) {
 		return signAnswer{}, err
 	}
 	a := signAnswer{Digest: e.Digest, KeyID: key.ID()}
-	if a.Bundle, err = trust.Keep(store, e.Digest, b); err != nil {
+	if a.Bundle, err = trust.Keep(store, e.Digest, b, true); err != nil {
 		return a, err
 	}
 	if q.Output != "" {

@@ -2,8 +2,6 @@ package trust
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -18,12 +16,6 @@ import (
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
-
-// fileName is a bundle's in the store: a hint is anything, a name is not.
-func fileName(hint string) string {
-	sum := sha256.Sum256([]byte(hint))
-	return hex.EncodeToString(sum[:8]) + ".sigstore.json"
-}
 
 const maxPolicyBytes = 1 << 20
 

@@ -1,6 +1,8 @@
 package trust
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -49,15 +51,31 @@ func ReadBundle(path string) ([]byte, error) {
 	return b, nil
 }
 
-// Keep stores a bundle with its environment's content digest: one of each key.
-// It says nothing about whether the signature holds.
-func Keep(store *rootfs.Store, digest string, bundle []byte) (path string, err error) {
+// Keep stores a bundle with its environment's content digest. own says that it
+// was made here: it takes the place of those that name the same key. One that
+// came from elsewhere takes nobody's place: anybody can name any key.
+func Keep(store *rootfs.Store, digest string, bundle []byte, own bool) (path string, err error) {
 	s, err := readBundle(bundle)
 	if err != nil {
 		return "", fmt.Errorf("keep signature: %w", err)
 	}
-	path = filepath.Join(envs.SignaturesDir(store, digest), fileName(s.hint))
-	return path, store.WriteFile(path, bundle)
+	dir := envs.SignaturesDir(store, digest)
+	key, content := sha256.Sum256([]byte(s.hint)), sha256.Sum256(bundle)
+	prefix := hex.EncodeToString(key[:8]) + "-"
+	path = filepath.Join(dir, prefix+hex.EncodeToString(content[:8])+".sigstore.json")
+	if err := store.WriteFile(path, bundle); err != nil {
+		return "", err
+	}
+	if !own {
+		return path, nil
+	}
+	old, err := filepath.Glob(filepath.Join(dir, prefix+"*"))
+	for _, o := range old {
+		if o != path {
+			err = errors.Join(err, os.Remove(o))
+		}
+	}
+	return path, err
 }
 
 // Keeper stores signatures that came along with what is imported. What is no
@@ -68,7 +86,7 @@ func Keeper(store *rootfs.Store) func(digest string, bundle []byte) error {
 		if _, err := readBundle(bundle); err != nil {
 			return nil //nolint:nilerr // see above
 		}
-		_, err := Keep(store, digest, bundle)
+		_, err := Keep(store, digest, bundle, false)
 		return err
 	}
 }

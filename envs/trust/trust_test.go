@@ -278,7 +278,7 @@ func TestPolicyLooksBelow(t *testing.T) {
 	require.ErrorIs(t, err, ErrUnsigned)
 	b, err := Sign(parent, k)
 	require.NoError(t, err)
-	_, err = Keep(store, parent.Digest, b)
+	_, err = Keep(store, parent.Digest, b, true)
 	require.NoError(t, err)
 	_, err = p.CheckStored(store, m, child, time.Now())
 	require.NoError(t, err)
@@ -374,6 +374,31 @@ func TestForeignSignaturesAreNotKept(t *testing.T) {
 	got, err := Bundles(store, anEnv("a").Digest)
 	require.NoError(t, err)
 	require.Equal(t, [][]byte{b}, got)
+}
+
+// What somebody else sends in the name of a key does not push out what that key
+// signed; a new signature of our own does.
+func TestAForgedBundleTakesNoOnesPlace(t *testing.T) {
+	store, err := rootfs.OpenStore(t.TempDir())
+	require.NoError(t, err)
+	e, k := anEnv("a"), newKey(t)
+	first, err := Sign(e, k)
+	require.NoError(t, err)
+	_, err = Keep(store, e.Digest, first, true)
+	require.NoError(t, err)
+	require.NoError(t, Keeper(store)(e.Digest, tamper(t, first, "six", "sex")))
+	all, err := Bundles(store, e.Digest)
+	require.NoError(t, err)
+	require.Len(t, all, 2)
+	_, err = VerifyAny(all, e, []PublicKey{k.PublicKey})
+	require.NoError(t, err)
+	again, err := Sign(e, k)
+	require.NoError(t, err)
+	_, err = Keep(store, e.Digest, again, true)
+	require.NoError(t, err)
+	all, err = Bundles(store, e.Digest)
+	require.NoError(t, err)
+	require.Equal(t, [][]byte{again}, all)
 }
 
 func FuzzReadBundle(f *testing.F) {
