@@ -80,7 +80,7 @@ func withoutUser(url string) string {
 }
 
 func composable(r Recipe, l *lock) bool {
-	if l.kind != "requirements" || r.AllowBuild || len(r.Hooks) > 0 {
+	if l.kind != "requirements" || r.AllowBuild || len(r.Hooks) > 0 || len(l.sources) > 0 {
 		return false
 	}
 	for _, q := range l.in.reqs {
@@ -140,6 +140,9 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 		if len(l.in.reqs) > 0 || l.kind == "pylock" {
 			err = step("download", count, online, append(sync, lockFile)...)
 		}
+	}
+	if err == nil {
+		err = m.installSources(ctx, r, t, l, online, dir)
 	}
 	if err != nil {
 		return nil, err

@@ -47,6 +47,7 @@ type Converted struct {
 type Source struct {
 	Name string `json:"name"`
 	Path string `json:"path,omitempty"` // local, relative to the lock's folder
+	Hash string `json:"hash,omitempty"` // sha256:…, of a file that the lock knows
 	// URL and Rev (a full commit hash) of a git repository.
 	URL          string `json:"url,omitempty"`
 	Rev          string `json:"rev,omitempty"`

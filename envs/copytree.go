@@ -144,7 +144,7 @@ func (m *Manager) copied(ctx context.Context, p *project, from, to string) (*roo
 	if err != nil {
 		return nil, err
 	}
-	key := digestOf(schema, "copy", p.path, from, s.digest)
+	key := copyKey(p, from, s)
 	man, ok := m.part(key)
 	if !ok {
 		if man, err = p.add(ctx, m.store, from); err != nil {
@@ -157,6 +157,10 @@ func (m *Manager) copied(ctx context.Context, p *project, from, to string) (*roo
 		}
 	}
 	return place(man, s.file, from, to), nil
+}
+
+func copyKey(p *project, from string, s signature) string {
+	return digestOf(schema, "copy", p.path, from, s.digest)
 }
 
 // singleFile is the path of a copied file in its manifest.

@@ -321,6 +321,7 @@ func (m *Manager) key(r Recipe, lock *lock, py python) string {
 		fmt.Sprint(r.SystemSitePackages, r.AllowBuild), "hooks",
 	}
 	parts = append(append(append(parts, r.Hooks...), "env"), r.Env...)
+	parts = append(parts, treeKeys(lock.trees)...)
 	if len(r.Base.Upon) > 0 {
 		parts = append(append(parts, "upon"), r.Base.Upon...)
 	}

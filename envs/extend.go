@@ -59,6 +59,9 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 	if err != nil {
 		return err
 	}
+	if len(l.sources) > 0 {
+		return fail("build a wheel of it and publish that to an index", "%s: a package from a folder or from git cannot be installed upon another environment", where)
+	}
 	if l.kind != "requirements" {
 		return fail("give a requirements file", "%s: a %s cannot be installed upon another environment", where, l.kind)
 	}

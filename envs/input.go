@@ -23,6 +23,11 @@ type input struct {
 	convert bool    // into requirements, in a sandbox, for target
 	target  *Target // set before it is converted
 	project *input  // the pyproject.toml that was given; this is the lock beside it
+
+	sources  []Source // local ones
+	trees    []tree   // of them, set before it is resolved
+	building error    // the first line that needs building: refused unless it is allowed
+	vcs      bool     // some come from git
 }
 
 // inputFile is one file; name is relative to a common directory, so that
@@ -147,15 +152,15 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 		}
 		return "", false
 	}
+	if ok, err := in.localSource(line, where); ok || err != nil {
+		return err
+	}
 	if strings.HasPrefix(line, "-") {
 		if v, ok := option("--requirement", "-r"); ok {
 			return in.include(v, where, path, top, constraint, seen, depth)
 		}
 		if v, ok := option("--constraint", "-c"); ok {
 			return in.include(v, where, path, top, true, seen, depth)
-		}
-		if strings.HasPrefix(line, "-e") || strings.HasPrefix(line, "--editable") {
-			return fail("build a wheel and pin it, or install it in a --hook", "%s: editable requirements cannot be baked", where)
 		}
 		for _, o := range []string{"--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--no-index", "--pre", "--prefer-binary", "--only-binary", "--no-binary", "--require-hashes", "--trusted-host"} {
 			if line == o || strings.HasPrefix(line, o+" ") || strings.HasPrefix(line, o+"=") {
@@ -167,14 +172,6 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 			}
 		}
 		return fail("", "%s: unknown option %q", where, firstWord(line))
-	}
-	for _, p := range []string{"git+", "hg+", "svn+", "bzr+"} {
-		if strings.HasPrefix(line, p) || strings.Contains(line, "@ "+p) || strings.Contains(line, "@"+p) {
-			return fail("pin a released version instead", "%s: %q comes from version control, which cannot be hashed", where, firstWord(line))
-		}
-	}
-	if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "/") || strings.Contains(line, "@ file:") || strings.HasPrefix(line, "file:") {
-		return fail("build a wheel and publish it to an index, or install it in a --hook", "%s: %q is a local path, which cannot be baked", where, firstWord(line))
 	}
 	spec, hashes := cutHashes(line)
 	name, rest, ok := splitRequirement(strings.TrimSpace(spec))
@@ -226,7 +223,7 @@ func (in *input) isLock() bool {
 	if in.kind == KindPylock {
 		return !in.convert
 	}
-	if in.kind != KindRequirements || len(in.files) != 1 {
+	if in.kind != KindRequirements || len(in.files) != 1 || in.hasSources() {
 		return false
 	}
 	for _, r := range in.reqs {

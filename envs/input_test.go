@@ -46,9 +46,9 @@ func TestKindIsDetectedByContent(t *testing.T) {
 
 func TestBadInputIsRefusedWithItsLine(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
-		"editable":         {"a\n-e .\n", ":2: editable"},
+		"editable":         {"a\n-e .\n", ":2: \".\" must be built"},
 		"version control":  {"a @ git+ssh://x/y\n", "version control"},
-		"local path":       {"./wheel.whl\n", "local path"},
+		"local path":       {"./pkg\n", "must be built"},
 		"unknown option":   {"--frobnicate x\n", `unknown option "--frobnicate"`},
 		"not one":          {"a\n\n!!!\n", ":3: not a requirement"},
 		"missing include":  {"-r nothere.txt\n", "no such file"},
@@ -59,7 +59,7 @@ func TestBadInputIsRefusedWithItsLine(t *testing.T) {
 		"uv.lock":          {"version = 1\n[[package]]\nname = \"a\"\n", "uv.lock"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := readInput(file(t, "r.txt", c.text))
+			_, err := new(Manager).read(&Recipe{File: file(t, "r.txt", c.text)})
 			require.ErrorContains(t, err, c.want)
 		})
 	}

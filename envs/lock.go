@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -20,7 +21,9 @@ type lock struct {
 	text []byte
 	in   *input
 
-	stale string // it is none: what the lock that was converted lacks
+	sources []Source // not from an index
+	trees   []tree   // of them
+	stale   string   // it is none: what the lock that was converted lacks
 }
 
 func (l *lock) digest() string {
@@ -80,6 +83,10 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 			return nil, err
 		}
 	}
+	var err error
+	if in.trees, err = m.trees(ctx, in, in.sources, false); err != nil {
+		return nil, err
+	}
 	l, err := m.pathLock(ctx, r, in, py)
 	if err == nil && l.stale != "" { // then the project itself is resolved
 		needs, _, _ := strings.Cut(l.stale, "\n")
@@ -89,6 +96,9 @@ func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lo
 		}
 		m.progress.Phase("resolve", fmt.Sprintf("pyproject.toml: the %s beside it is older, it lacks %s", in.kind, needs))
 		return m.lock(ctx, r, project, py)
+	}
+	if err == nil {
+		l.trees, err = m.trees(ctx, in, l.sources, false)
 	}
 	return l, err
 }
@@ -116,25 +126,47 @@ func (m *Manager) keptLock(r Recipe, in *input, py python) (*lock, error) {
 			return nil, err
 		}
 	}
-	path := m.lockPath(r, in, py)
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, nil //nolint:nilerr // not resolved yet
+	ctx := context.Background()
+	var err error
+	if in.trees, err = m.trees(ctx, in, in.sources, true); err != nil || len(in.trees) < len(in.sources) {
+		return nil, err
 	}
-	l, err := m.parseLock(b, path)
-	if err == nil && l.stale != "" {
+	path := m.lockPath(r, in, py)
+	l := m.keptAt(path)
+	if l == nil {
+		return nil, nil // not resolved yet
+	}
+	if l.stale != "" {
 		if in, err = in.ofProject(r.File, l); err == nil {
 			return m.keptLock(r, in, py)
+		}
+	}
+	if err == nil {
+		if l.trees, err = m.trees(ctx, in, l.sources, true); err != nil || len(l.trees) < len(l.sources) {
+			return nil, err
 		}
 	}
 	return l, err
 }
 
+// keptAt reads a kept lock, nil where there is none or it is damaged.
+func (m *Manager) keptAt(path string) *lock {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	l, err := m.parseLock(b, path)
+	if err != nil {
+		return nil
+	}
+	return l
+}
+
 func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) (*lock, error) {
 	path := m.lockPath(r, in, py)
 	if !r.anew() {
-		if b, err := os.ReadFile(path); err == nil {
-			return m.parseLock(b, path)
+		if l := m.keptAt(path); l != nil {
+			return l, nil
 		}
 	}
 	if err := m.store.Writable(); err != nil {
@@ -146,8 +178,8 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 	}
 	defer release()
 	if !r.anew() {
-		if b, err := os.ReadFile(path); err == nil {
-			return m.parseLock(b, path)
+		if l := m.keptAt(path); l != nil {
+			return l, nil
 		}
 	}
 	var text []byte
@@ -176,6 +208,7 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 // nor the interpreter's build is in it: an update of them moves no pins.
 func (m *Manager) lockPath(r Recipe, in *input, py python) string {
 	parts := []string{schema, in.text(), py.path + " " + r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID, r.selection(), in.targetText()}
+	parts = append(parts, treeKeys(in.trees)...)
 	if r.prefer != nil {
 		parts = append(parts, "prefer", string(r.prefer))
 	}
@@ -203,7 +236,8 @@ func (m *Manager) parseLock(b []byte, path string) (*lock, error) {
 	if err := in.add(path, b, filepath.Dir(path), false, map[string]bool{}, 0); err != nil {
 		return nil, err
 	}
-	return &lock{kind: "requirements", text: b, in: in}, nil
+	sources, err := sourcesOf(b)
+	return &lock{kind: "requirements", text: b, in: in, sources: sources}, err
 }
 
 // resolve runs the resolver in a sandbox that reaches the indexes only.
@@ -222,6 +256,11 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	if err := writeFiles(dir, in.files); err != nil {
 		return nil, err
 	}
+	for _, t := range in.trees {
+		if err := m.lay(t, dir, path.Join("in", t.Path)); err != nil {
+			return nil, err
+		}
+	}
 	prefer := r.prefer
 	if prefer == nil {
 		prefer = m.last(r, in)
@@ -238,9 +277,14 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	if t.Kind == "pip" && len(more) > 0 {
 		return nil, fail("put uv on PATH", "resolve %q: it needs uv, which could not be had", r.File)
 	}
+	if in.vcs {
+		if _, _, ok := resolveInBase(r.Base, "/usr/bin/git"); !ok {
+			return nil, fail("choose a --base that has it", "resolve %q: git is not in the base", r.File)
+		}
+	}
 	if t.Kind == "pip" {
-		if in.kind == KindPyproject {
-			return nil, fail("put uv on PATH", "resolve %q: a pyproject.toml needs uv, which could not be had", r.File)
+		if in.kind == KindPyproject || in.hasSources() {
+			return nil, fail("put uv on PATH", "resolve %q: it needs uv, which could not be had", r.File)
 		}
 		return m.resolvePip(ctx, r, j, py, first, dir)
 	}
@@ -261,6 +305,9 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	b, err := readOutput(filepath.Join(dir, "lock.txt"))
 	if err != nil {
 		return nil, fmt.Errorf("resolve %q: %w", r.File, err)
+	}
+	if in.hasSources() {
+		return takeSources(b)
 	}
 	return b, nil
 }
@@ -399,6 +446,9 @@ func explain(step, file string, res JobResult, out string) error {
 		return fail("check --index-url, the network and HTTPS_PROXY", "%s %q: the index cannot be reached: %s", step, file, firstError(out))
 	case strings.Contains(low, "no solution found") || noVersion(flat):
 		return fail("loosen the pins, or another --python", "%s %q: %s", step, file, unsolvable(flat))
+	}
+	if c := buildCause(out); c != "" {
+		return fail("its build says so: is all that it needs in its folder?", "%s %q: %s: %s", step, file, firstError(out), c)
 	}
 	return fail("", "%s %q: %s", step, file, firstError(out))
 }

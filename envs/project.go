@@ -50,6 +50,9 @@ func (m *Manager) read(r *Recipe) (*input, error) {
 			break
 		}
 	}
+	if in.building != nil && !r.AllowBuild {
+		return nil, in.building
+	}
 	if !r.selects() {
 		return in, nil
 	}
@@ -339,6 +342,3 @@ func (r *Recipe) compileArgs(first string) (args []string) {
 	}
 	return append(args, first)
 }
-
-// sourceMark begins a line of a kept lock for a package that is not from an index.
-const sourceMark = "#: source "

@@ -402,6 +402,13 @@ func (c *converter) addSource(s envs.Source) error {
 	if !c.q.AllowBuild && !strings.HasSuffix(s.Path, ".whl") {
 		return tip("--allow-build builds it, in a sandbox: that runs its code", "package %s comes from %q and must be built, and building is off", s.Name, shorten(where))
 	}
+	if s.Hash != "" {
+		if err := checkHash(s.Hash); err != nil {
+			return tip("lock again", "package %s: %w", s.Name, err)
+		}
+	} else if strings.HasSuffix(s.Path, ".whl") {
+		return tip("lock again", "package %s: the lock holds no hash of %q", s.Name, shorten(s.Path))
+	}
 	s.Name = normalise(s.Name)
 	if !slices.Contains(c.sources, s) {
 		c.sources = append(c.sources, s)

@@ -147,8 +147,14 @@ func (c *converter) poetryGroups(l *poetryLock, project []byte) error {
 func (c *converter) addPoetry(k *poetryPackage) error {
 	s := k.Source
 	switch s.Type {
-	case "directory", "file":
+	case "directory":
 		return c.addSource(envs.Source{Name: k.Name, Path: s.URL, Subdirectory: s.Subdirectory})
+	case "file":
+		local := envs.Source{Name: k.Name, Path: s.URL}
+		for _, f := range k.Files {
+			local.Hash = f.Hash
+		}
+		return c.addSource(local)
 	case "git":
 		return c.addSource(envs.Source{Name: k.Name, URL: s.URL, Rev: s.Resolved, Subdirectory: s.Subdirectory})
 	case "url":

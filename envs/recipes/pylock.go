@@ -111,7 +111,7 @@ func (c *converter) addPylock(k *pylockPackage) error {
 	case k.Directory != nil:
 		return c.addSource(envs.Source{Name: k.Name, Path: k.Directory.Path, Subdirectory: k.Directory.Subdirectory, Editable: k.Directory.Editable})
 	case k.Archive != nil && k.Archive.URL == "":
-		return c.addSource(envs.Source{Name: k.Name, Path: k.Archive.Path, Subdirectory: k.Archive.Subdirectory})
+		return c.addSource(envs.Source{Name: k.Name, Path: k.Archive.Path, Hash: k.Archive.file().hash, Subdirectory: k.Archive.Subdirectory})
 	case k.Archive != nil:
 		return c.addURL(k.Name, k.Version, k.Archive.file())
 	}
@@ -138,7 +138,7 @@ func (c *converter) addPylock(k *pylockPackage) error {
 		}
 	}
 	if best.url == "" {
-		return c.addSource(envs.Source{Name: k.Name, Path: pathOf(k, best.name)})
+		return c.addSource(envs.Source{Name: k.Name, Path: pathOf(k, best.name), Hash: best.hash})
 	}
 	return c.addURL(k.Name, k.Version, best)
 }

@@ -272,7 +272,14 @@ func (w *uvWalk) emit(p *uvPackage) error {
 	case s.Editable != "" || s.Directory != "":
 		return w.c.addSource(envs.Source{Name: p.Name, Path: s.Editable + s.Directory, Subdirectory: s.Subdirectory, Editable: s.Editable != ""})
 	case s.Path != "":
-		return w.c.addSource(envs.Source{Name: p.Name, Path: s.Path})
+		local := envs.Source{Name: p.Name, Path: s.Path}
+		for _, f := range p.Wheels {
+			local.Hash = f.Hash
+		}
+		if p.Sdist != nil && local.Hash == "" {
+			local.Hash = p.Sdist.Hash
+		}
+		return w.c.addSource(local)
 	case s.Git != "":
 		// https://host/x?branch=main&subdirectory=y#commit
 		url, rev, _ := strings.Cut(s.Git, "#")

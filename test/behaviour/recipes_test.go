@@ -165,3 +165,41 @@ func TestBadProjectsAreRefused(t *testing.T) {
 	assert.Equal(t, 1, o.Code)
 	assert.Contains(t, string(o.Stderr), "has no extras and groups to choose from")
 }
+
+// A package of the project's own is built only where that is allowed, is
+// installed as a copy, and is built anew when its files change.
+func TestAFolderOfTheProjectIsBuiltWhereItIsAllowed(t *testing.T) {
+	s := newEnvs(t)
+	dir := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, "pkg", "mine"), 0o755))
+	write := func(name, text string) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
+	}
+	write("requirements.txt", "-e ./pkg\n")
+	write("pkg/pyproject.toml", "[project]\nname = \"mine\"\nversion = \"1\"\ndescription = \"Mine\"\ndependencies = [\"iniconfig==2.3.1\"]\n[build-system]\nrequires = [\"flit_core==3.12.0\"]\nbuild-backend = \"flit_core.buildapi\"\n[tool.flit.module]\nname = \"mine\"\n")
+	write("pkg/mine/__init__.py", "\"\"\"Mine.\"\"\"\nV = 1\n")
+	run := func() string {
+		o := s.Run("-r", dir, "--allow-build", "--", "python3", "-c", "import mine, iniconfig; print(mine.V, mine.__file__)")
+		requireEnding(t, ending{0, "ok", "exit"}, o)
+		where := strings.Fields(string(o.Stdout))
+		require.Len(t, where, 2)
+		assert.True(t, strings.HasPrefix(where[1], "/opt/env/lib/"), "a copy, not %q", where[1])
+		return where[0]
+	}
+	o := s.Run("-r", dir, "--", "true")
+	requireEnding(t, ending{125, "setup-failed", "internal"}, o)
+	assert.Contains(t, string(o.Stderr), "requirements.txt:1: \"./pkg\" must be built, and building is off")
+	assert.Contains(t, string(o.Stderr), "hint: --allow-build")
+
+	assert.Equal(t, "1", run())
+	write("pkg/mine/__init__.py", "\"\"\"Mine.\"\"\"\nV = 2\n")
+	assert.Equal(t, "2", run())
+	write("pkg/mine/__init__.py", "\"\"\"Mine.\"\"\"\nV = 1\n")
+	assert.Equal(t, "1", run())
+
+	require.NoError(t, os.Symlink("/etc", filepath.Join(dir, "link")))
+	write("requirements.txt", "./link\n")
+	o = s.Run("-r", dir, "--allow-build", "--", "true")
+	requireEnding(t, ending{125, "setup-failed", "internal"}, o)
+	assert.Contains(t, string(o.Stderr), "it lies outside of")
+}
