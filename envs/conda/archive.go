@@ -14,8 +14,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
@@ -38,8 +40,10 @@ type budget struct{ bytes, entries atomic.Int64 }
 
 var errBudget = errors.New("unpacks to more than is allowed")
 
-// member is one file or link of an archive, unpacked into the package's own stage.
+// member is one file or link of an archive. Files lie in the package's stage, by
+// number: what their names say matters only when they are placed.
 type member struct {
+	file   string // its name in the stage
 	link   string // target; "" is a file
 	size   int64
 	sha256 string
@@ -68,7 +72,7 @@ func openArchive(dir string, p *Package) (*os.File, int64, error) {
 		if name == "" {
 			continue
 		}
-		f, err = d.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		f, err = d.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err == nil {
 			break
 		}
@@ -124,6 +128,8 @@ type unpacker struct {
 	limits Limits
 	packed int64
 	out    *unpacked
+	places *places
+	files  int // in the stage
 	buf    []byte
 	// what this archive's streams gave, for the ratio
 	streamed int64
@@ -131,6 +137,7 @@ type unpacker struct {
 
 func (u *unpacker) unpack(f *os.File, name string) error {
 	u.out = &unpacked{members: map[string]member{}, info: map[string][]byte{}, about: minTime}
+	u.places = newPlaces()
 	u.buf = make([]byte, 256<<10)
 	if strings.HasSuffix(name, ".tar.bz2") {
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -238,18 +245,18 @@ func (u *unpacker) entry(r io.Reader, h *tar.Header) error {
 	if name, ok := strings.CutPrefix(p, "info/"); ok || p == "info" {
 		return u.infoFile(r, h, name)
 	}
-	switch h.Typeflag {
-	case tar.TypeDir:
-		_, err := u.stage.dir(p, true)
+	if h.Typeflag == tar.TypeDir {
+		return nil // made where a file needs it, or paths.json has it
+	}
+	if err := u.places.add(p); err != nil {
 		return err
+	}
+	switch h.Typeflag {
 	case tar.TypeReg:
 		return u.file(p, r, h.Size, h)
 	case tar.TypeSymlink:
 		if h.Linkname == "" || len(h.Linkname) > maxPathBytes || strings.ContainsRune(h.Linkname, 0) {
 			return fmt.Errorf("link %s: target %q", shown(p), shown(h.Linkname))
-		}
-		if err := u.stage.symlink(p, h.Linkname, true); err != nil {
-			return err
 		}
 		u.out.members[p] = member{link: h.Linkname, size: int64(len(h.Linkname)), mtime: max(h.ModTime.Unix(), minTime)}
 		return nil
@@ -263,28 +270,30 @@ func (u *unpacker) entry(r io.Reader, h *tar.Header) error {
 		if !ok || m.link != "" || from == p {
 			return fmt.Errorf("hard link %s: %q is no file before it", shown(p), shown(from))
 		}
-		fd, err := u.stage.open(from)
+		fd, err := u.stage.open(m.file, m.mode, false)
 		if err != nil {
 			return fmt.Errorf("hard link %s: %w", shown(p), err)
 		}
 		f := os.NewFile(uintptr(fd), from)
 		defer f.Close()
-		return u.file(p, f, m.size, &tar.Header{Mode: int64(m.mode), ModTime: h.ModTime})
+		return u.file(p, f, m.size, &tar.Header{Mode: int64(m.mode), ModTime: time.Unix(m.mtime, 0)})
 	}
 	return fmt.Errorf("%s is a device or another special file (tar type %q)", shown(p), h.Typeflag)
 }
 
-// file writes one file. Its mode waits until it is linked: until then it is ours.
+// file writes one file.
 func (u *unpacker) file(p string, r io.Reader, size int64, h *tar.Header) error {
-	fd, err := u.stage.create(p, true)
+	if u.all.bytes.Add(-size) < 0 {
+		return fmt.Errorf("%w: %d bytes", errBudget, u.limits.Bytes)
+	}
+	m := member{file: strconv.Itoa(u.files), size: size, mode: uint32(h.Mode) & 0o777, mtime: max(h.ModTime.Unix(), minTime)}
+	u.files++
+	fd, err := u.stage.create(m.file)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), p)
 	defer f.Close()
-	if u.all.bytes.Add(-size) < 0 {
-		return fmt.Errorf("%w: %d bytes", errBudget, u.limits.Bytes)
-	}
 	sum := sha256.New()
 	n, err := io.CopyBuffer(io.MultiWriter(onlyWriter{f}, sum), onlyReader{io.LimitReader(r, size)}, u.buf)
 	if err != nil {
@@ -293,7 +302,11 @@ func (u *unpacker) file(p string, r io.Reader, size int64, h *tar.Header) error 
 	if n != size {
 		return fmt.Errorf("%s has %d of %d bytes", shown(p), n, size)
 	}
-	u.out.members[p] = member{size: size, sha256: hex.EncodeToString(sum.Sum(nil)), mode: uint32(h.Mode) & 0o777, mtime: max(h.ModTime.Unix(), minTime)}
+	if err := finish(fd, m.mode, m.mtime); err != nil {
+		return fmt.Errorf("write %s: %w", shown(p), err)
+	}
+	m.sha256 = hex.EncodeToString(sum.Sum(nil))
+	u.out.members[p] = m
 	return f.Close()
 }
 

@@ -349,9 +349,17 @@ func (i *installation) destine(p *installed) error {
 		}
 		p.entries = append(kept, points...)
 	}
+	all := newPlaces()
 	for k := range p.entries {
 		e := &p.entries[k]
 		if err := judge(e.Path); err != nil {
+			return err
+		}
+		add := all.add
+		if e.PathType == directory {
+			add = all.addFolder
+		}
+		if err := add(e.Path); err != nil {
 			return err
 		}
 		top, rest, _ := strings.Cut(e.Path, "/")

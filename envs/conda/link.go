@@ -65,7 +65,7 @@ func (i *installation) linkOne(ctx context.Context, under *tree, p *installed) e
 				n := int64(len(e.target))
 				e.SizeBytes = &n
 			}
-			if err := i.root.symlink(e.Path, e.target, false); err != nil {
+			if err := i.root.symlink(e.Path, e.target); err != nil {
 				return err
 			}
 			i.links[e.Path] = p
@@ -98,14 +98,9 @@ func (i *installation) keep(stage *tree, p *installed, e *pathEntry, m member) e
 	if e.SHA256 != m.sha256 { // old packages have none
 		e.InPrefix = m.sha256
 	}
-	if err := i.root.move(stage, e.from, e.Path); err != nil {
+	if err := i.root.move(stage, m.file, e.Path); err != nil {
 		return err
 	}
-	fd, err := i.root.open(e.Path)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	if i.o.FreezePycs && strings.HasSuffix(e.Path, ".pyc") && e.OriginalPath == "" {
 		sum, err := i.freeze(p, e, m)
 		if err != nil {
@@ -114,9 +109,6 @@ func (i *installation) keep(stage *tree, p *installed, e *pathEntry, m member) e
 		if sum != "" {
 			e.InPrefix = sum
 		}
-	}
-	if err := finish(fd, m.mode, m.mtime); err != nil {
-		return fmt.Errorf("finish %s: %w", shown(e.Path), err)
 	}
 	return nil
 }
@@ -129,7 +121,7 @@ func (i *installation) patch(stage *tree, e *pathEntry, m member, mtime int64) e
 	}
 	var data []byte
 	if m.size > 0 {
-		fd, err := stage.open(e.from)
+		fd, err := stage.open(m.file, m.mode, false)
 		if err != nil {
 			return err
 		}
@@ -154,7 +146,7 @@ func (i *installation) patch(stage *tree, e *pathEntry, m member, mtime int64) e
 
 // write makes a file and gives its hash and size.
 func (i *installation) write(p string, mode uint32, mtime int64, fill func(io.Writer) error) (sum string, size int64, err error) {
-	fd, err := i.root.create(p, false)
+	fd, err := i.root.create(p)
 	if err != nil {
 		return "", 0, err
 	}
@@ -196,13 +188,9 @@ func (i *installation) freeze(p *installed, e *pathEntry, m member) (string, err
 	if path.Base(path.Clean(dir)) != "__pycache__" || !ok || source.link != "" || m.size < 16 {
 		return "", nil
 	}
-	up, err := i.root.dir(path.Dir(e.Path), false)
+	fd, err := i.root.open(e.Path, m.mode, true)
 	if err != nil {
 		return "", err
-	}
-	fd, err := unix.Openat(up, path.Base(e.Path), unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", fmt.Errorf("open %s: %w", shown(e.Path), err)
 	}
 	f := os.NewFile(uintptr(fd), e.Path)
 	defer f.Close()
@@ -212,7 +200,7 @@ func (i *installation) freeze(p *installed, e *pathEntry, m member) (string, err
 	}
 	flags, mtime, size := binary.LittleEndian.Uint32(head[4:]), binary.LittleEndian.Uint32(head[8:]), binary.LittleEndian.Uint32(head[12:])
 	if flags != 0 || mtime != uint32(source.mtime) || size != uint32(source.size) {
-		return "", nil
+		return "", finish(fd, m.mode, m.mtime)
 	}
 	copy(head[4:], []byte{1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
 	if _, err := f.WriteAt(head[:], 0); err != nil {
@@ -221,6 +209,9 @@ func (i *installation) freeze(p *installed, e *pathEntry, m member) (string, err
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {
 		return "", fmt.Errorf("read %s: %w", shown(e.Path), err)
+	}
+	if err := finish(fd, m.mode, m.mtime); err != nil {
+		return "", fmt.Errorf("finish %s: %w", shown(e.Path), err)
 	}
 	return hex.EncodeToString(h.Sum(nil)), f.Close()
 }

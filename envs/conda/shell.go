@@ -502,6 +502,7 @@ func (s *shell) test(x syntax.TestExpr) bool {
 				s.stop(x, "a pattern")
 			}
 			return s.equal(x, left, right) == (x.Op != syntax.TsNoMatch)
+		default:
 		}
 	}
 	s.stop(x, "a condition")

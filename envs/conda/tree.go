@@ -46,6 +46,32 @@ func judge(p string) error {
 	return nil
 }
 
+// places are the paths of one package: none may be both a file and a folder.
+type places struct {
+	files, folders map[string]bool
+}
+
+func newPlaces() *places { return &places{map[string]bool{}, map[string]bool{}} }
+
+// add takes the path of a file or link; the same again is no error.
+func (x *places) add(p string) error {
+	if x.folders[p] {
+		return fmt.Errorf("path %q is a folder and a file", shown(p))
+	}
+	x.files[p] = true
+	return x.addFolder(path.Dir(p))
+}
+
+func (x *places) addFolder(p string) error {
+	for ; p != "." && !x.folders[p]; p = path.Dir(p) {
+		if x.files[p] {
+			return fmt.Errorf("path %q is a folder and a file", shown(p))
+		}
+		x.folders[p] = true
+	}
+	return nil
+}
+
 // tree writes below one folder, by descriptors: no link on the way is followed, so
 // nothing outside can be reached whatever the tree holds. Paths were judged before.
 type tree struct {
@@ -119,66 +145,55 @@ func (t *tree) dir(p string, make bool) (int, error) {
 	return fd, nil
 }
 
-// create makes a new file, mode 0600 until it is whole; replace removes what is
-// there (never a folder).
-func (t *tree) create(p string, replace bool) (int, error) {
+// create makes a new file with mode 0600.
+func (t *tree) create(p string) (int, error) {
 	up, err := t.dir(path.Dir(p), true)
 	if err != nil {
 		return -1, err
 	}
-	for {
-		fd, err := unix.Openat(up, path.Base(p), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		if errors.Is(err, unix.EEXIST) && replace {
-			replace = false
-			if err := unix.Unlinkat(up, path.Base(p), 0); err != nil {
-				return -1, fmt.Errorf("replace %s: %w", shown(p), err)
-			}
-			continue
-		}
-		if err != nil {
-			return -1, fmt.Errorf("create %s: %w", shown(p), err)
-		}
-		return fd, nil
+	fd, err := unix.Openat(up, path.Base(p), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return -1, fmt.Errorf("create %s: %w", shown(p), err)
 	}
+	return fd, nil
 }
 
-func (t *tree) symlink(p, target string, replace bool) error {
+func (t *tree) symlink(p, target string) error {
 	up, err := t.dir(path.Dir(p), true)
 	if err != nil {
 		return err
 	}
-	err = unix.Symlinkat(target, up, path.Base(p))
-	if errors.Is(err, unix.EEXIST) && replace {
-		if err := unix.Unlinkat(up, path.Base(p), 0); err != nil {
-			return fmt.Errorf("replace %s: %w", shown(p), err)
-		}
-		err = unix.Symlinkat(target, up, path.Base(p))
-	}
-	if err != nil {
+	if err := unix.Symlinkat(target, up, path.Base(p)); err != nil {
 		return fmt.Errorf("link %s: %w", shown(p), err)
 	}
 	return nil
 }
 
-// open opens a regular file to read it.
-func (t *tree) open(p string) (int, error) {
+// open opens a regular file, made ours to read (and to write, where asked) first:
+// not everyone who installs may overrule modes. The caller sets the mode again.
+func (t *tree) open(p string, mode uint32, write bool) (int, error) {
 	up, err := t.dir(path.Dir(p), false)
 	if err != nil {
 		return -1, err
 	}
-	fd, err := unix.Openat(up, path.Base(p), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	flags := unix.O_RDONLY
+	want := uint32(0o400)
+	if write {
+		flags, want = unix.O_RDWR, 0o600
+	}
+	if mode&want != want {
+		if err := unix.Fchmodat(up, path.Base(p), want, 0); err != nil {
+			return -1, fmt.Errorf("open %s: %w", shown(p), err)
+		}
+	}
+	fd, err := unix.Openat(up, path.Base(p), flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("open %s: %w", shown(p), err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		unix.Close(fd)
-		return -1, fmt.Errorf("open %s: no regular file", shown(p))
 	}
 	return fd, nil
 }
 
-// move renames a file or link of from, which is on the same file system.
+// move renames a file of from, which is on the same file system.
 func (t *tree) move(from *tree, p, to string) error {
 	src, err := from.dir(path.Dir(p), false)
 	if err != nil {

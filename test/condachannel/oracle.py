@@ -53,4 +53,5 @@ async def main():
     return out
 
 
-print(json.dumps(asyncio.run(main())))
+print(json.dumps(asyncio.run(main())), flush=True)
+os._exit(0)  # the threads of its runtime crash now and then when the interpreter ends
