@@ -164,6 +164,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		}
 		r.Python = rows
 	}
+	if o.only.MatchString("environments") {
+		say("environments: bakes, disk, conda's installers")
+		r.Envs = w.envs(ctx)
+	}
 	if ctx.Err() != nil { // it looks like failures of contestants
 		return fmt.Errorf("measure: %w", context.Cause(ctx))
 	}
@@ -266,10 +270,10 @@ func (w *workshop) tempDir(parent string) (string, error) {
 // the linker wrote lies in smaller pieces, and each costs a launch a page fault
 // (0.4 ms in all, measured).
 func (w *workshop) install() error {
-	for _, suffix := range []string{"", "-net", "-oci"} {
+	for _, suffix := range []string{"", "-net", "-oci", "-env"} {
 		b, err := os.ReadFile(w.o.sbxrun + suffix)
 		if suffix != "" && errors.Is(err, os.ErrNotExist) {
-			continue // only networks, or the other engine, need it
+			continue // only networks, environments or the other engine need it
 		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join(w.dir, "sbxrun"+suffix), b, 0o755) //nolint:gosec // a program

@@ -29,6 +29,7 @@ type Report struct {
 	Throughput    []RateRow     `json:"throughput"`
 	Resident      []ResidentRow `json:"resident"`
 	Python        []PythonRow   `json:"python,omitempty"`
+	Envs          []EnvRow      `json:"envs,omitempty"`
 	Notes         []string      `json:"notes"`
 }
 
@@ -255,6 +256,23 @@ func (r *Report) print(out io.Writer) error {
 		line(cells...)
 	}
 	below()
+	if len(r.Envs) > 0 {
+		section("Environments")
+		for _, row := range r.Envs {
+			figure := ""
+			switch {
+			case row.Skipped != "":
+				failed = append(failed, row.Name+": left out: "+row.Skipped)
+				continue
+			case row.MS != nil:
+				figure = fmt.Sprintf("%.0f ms", *row.MS)
+			case row.Bytes != nil:
+				figure = fmt.Sprintf("%.1f MB", float64(*row.Bytes)/1e6)
+			}
+			line(row.Name, figure, row.Note)
+		}
+		below()
+	}
 	if len(r.Python) > 0 {
 		section("Python, ms (median)")
 		line("", "bare venv", "sbxrun", "more", "all CPUs", "more")
