@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/rootfs"
@@ -69,10 +70,10 @@ func Keep(store *rootfs.Store, digest string, bundle []byte, own bool) (path str
 	if !own {
 		return path, nil
 	}
-	old, err := filepath.Glob(filepath.Join(dir, prefix+"*"))
-	for _, o := range old {
-		if o != path {
-			err = errors.Join(err, os.Remove(o))
+	ents, err := os.ReadDir(dir)
+	for _, o := range ents {
+		if strings.HasPrefix(o.Name(), prefix) && o.Name() != filepath.Base(path) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, o.Name())))
 		}
 	}
 	return path, err
