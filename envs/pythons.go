@@ -153,6 +153,9 @@ func CheckPython(e *Env, base rootfs.Base) error {
 	if _, _, ok := resolveInBase(base, e.Python); ok {
 		return nil
 	}
+	if e.Origin != nil {
+		return fail("choose a --base that has it; env export --with-base brings the base along", "use environment %q: it was baked with %s of base %q, and base %q here has none", Short(e.Digest), e.Python, e.Base, base.Name)
+	}
 	return fail("bake it again with another interpreter, or install "+filepath.Base(e.Python)+" again", "use environment %q: its interpreter %s is gone from base %q", Short(e.Digest), e.Python, base.Name)
 }
 

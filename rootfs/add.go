@@ -66,6 +66,16 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 		return Base{}, fmt.Errorf("add base from %q: it is empty", source)
 	}
 	addMountpoints(m)
+	var b Base
+	err = s.Publish(ctx, m, func(string) error {
+		b, err = s.recordBase(name, source, env, m)
+		return err
+	})
+	return b, err
+}
+
+// recordBase names a layer that was just published, see [Store.Publish].
+func (s *Store) recordBase(name, source string, env []string, m *Manifest) (Base, error) {
 	r := baseRecord{Base: Base{Name: name, Digest: m.Digest(), Env: env}, Layers: []string{m.Digest()}}
 	r.Info = BaseInfo{Name: name, Digest: m.Digest(), Source: source}
 	for _, e := range m.Entries {
@@ -75,7 +85,7 @@ func (s *Store) AddBase(ctx context.Context, name, source string, progress func(
 	if err != nil {
 		return Base{}, err
 	}
-	if err := s.Publish(ctx, m, func(string) error { return s.WriteFile(record, b) }); err != nil {
+	if err := s.WriteFile(s.Path("bases", name+".json"), b); err != nil {
 		return Base{}, err
 	}
 	return s.Base(name)

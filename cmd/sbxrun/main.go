@@ -160,6 +160,7 @@ func verbs() []*verb {
 		envBuildVerb(), envListVerb(), envInspectVerb(), envRemoveVerb(), envPruneVerb(), envUsageVerb(), envPackVerb(), envLockVerb(), envPythonVerb(),
 		envVerifyVerb(), envSignVerb(), envSBOMVerb(), envScanVerb(), envDiffVerb(), envRebuildVerb(),
 		envShimVerb(), envKernelVerb(),
+		envExportVerb(), envImportVerb(), envPushVerb(), envPullVerb(),
 		baseListVerb(), baseAddVerb(), baseRemoveVerb(),
 		doctorVerb(), gcVerb(), unitVerb(), versionVerb(),
 	}

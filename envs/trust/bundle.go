@@ -230,6 +230,8 @@ func (p Predicate) differs(q Predicate) string {
 		return "set of variables"
 	case p.Python != q.Python:
 		return "interpreter"
+	case p.Base.Digest != q.Base.Digest: // it may have come along
+		return "base"
 	}
 	return ""
 }

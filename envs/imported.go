@@ -1,0 +1,185 @@
+package envs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sbxrun/sbxrun/rootfs"
+)
+
+// Portable gives an environment as others may have it: without what is this
+// machine's (key, names, times, where it came from) and without credentials, so
+// that the same environment is the same everywhere.
+func (e *Env) Portable() Env {
+	p := *e
+	p.Key, p.Names, p.Origin, p.CreatedAt, p.Path, p.Lowers = "", nil, nil, time.Time{}, "", nil
+	p.Recipe.IndexURL = withoutUser(p.Recipe.IndexURL)
+	if p.Kind == "" {
+		p.Kind = "venv"
+	}
+	return p
+}
+
+// PortableLock gives an environment's lock for others. One that has credentials
+// in it stays here (nil), as does that of older versions, which was not kept: a
+// lock is identified by its text.
+func (m *Manager) PortableLock(e *Env) (kind string, text []byte) {
+	kind, text, err := m.LockText(e)
+	if err != nil || hasUserinfo(string(text)) {
+		return "", nil
+	}
+	return kind, text
+}
+
+// hasUserinfo says whether any URL in a text has a user or a password.
+func hasUserinfo(text string) bool {
+	for {
+		_, rest, ok := strings.Cut(text, "://")
+		if !ok {
+			return false
+		}
+		host := rest[:run(rest, func(c byte) bool { return !isWhite(c) && !strings.ContainsRune("/\"'#?<>", rune(c)) })]
+		if strings.Contains(host, "@") {
+			return true
+		}
+		text = rest
+	}
+}
+
+// Imported is an environment from elsewhere whose content was collected and
+// compared with its digests.
+type Imported struct {
+	Env      Env // as [Env.Portable] gives it
+	LockKind string
+	Lock     []byte // nil is none
+	From     string // see [Origin]
+	Name     string // "" is none
+	// Offered are names it had where it comes from: they are taken where nothing
+	// has them here.
+	Offered []string
+	Layers  []*rootfs.Manifest // its own and those of Below, in any order; what is in the store may be left out
+}
+
+// Check refuses a record that is none: it is not trusted.
+func (i *Imported) Check() error {
+	e := &i.Env
+	if e.Kind != "venv" && e.Kind != "conda" && e.Kind != KindFiles {
+		return fmt.Errorf("kind %q is not known", clip(e.Kind))
+	}
+	words := []string{e.Kind, e.Base, e.BaseDigest, e.Python, e.Tool, e.Lock, i.LockKind, e.Recipe.Python, e.Recipe.IndexURL, e.Recipe.ExcludeNewer}
+	words = append(append(words, e.Notes...), e.Recipe.Hooks...)
+	for _, p := range e.Packages {
+		words = append(words, p.Name, p.Version)
+	}
+	for _, w := range words {
+		if strings.ContainsFunc(w, func(r rune) bool { return r < 0x20 && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 }) {
+			return fmt.Errorf("control characters in %q", clip(w))
+		}
+	}
+	for _, v := range slices.Concat(e.Vars, e.Recipe.Env) {
+		if k, _, ok := strings.Cut(v, "="); !ok || k == "" || strings.IndexByte(v, 0) >= 0 {
+			return fmt.Errorf("variable %q is not KEY=VALUE", clip(v))
+		}
+	}
+	if e.Python != "" && (!path.IsAbs(e.Python) || path.Clean(e.Python) != e.Python) {
+		return fmt.Errorf("interpreter %q is not a path", clip(e.Python))
+	}
+	if checkName(e.Base) != nil {
+		return fmt.Errorf("base %q is not a name", clip(e.Base))
+	}
+	if i.Lock != nil && "sha256:"+(&lock{kind: i.LockKind, text: i.Lock}).digest() != e.Lock {
+		return errors.New("the lock is not the one of the record")
+	}
+	return nil
+}
+
+func clip(s string) string {
+	if len(s) > 80 {
+		return s[:80] + "…"
+	}
+	return s
+}
+
+// Import publishes an environment. Its key is of its record and never that of a
+// recipe: what was imported is found by name or digest and in place of no bake.
+// notes say what was not done.
+func (m *Manager) Import(ctx context.Context, g *rootfs.Staging, i Imported) (_ *Env, notes []string, err error) {
+	if i.Name != "" {
+		if err := checkName(i.Name); err != nil {
+			return nil, nil, err
+		}
+	}
+	e := i.Env.Portable()
+	record, err := json.Marshal(e)
+	if err != nil {
+		return nil, nil, fmt.Errorf("import: %w", err)
+	}
+	e.Key = digestOf(schema, "imported", string(record))
+	e.Origin = &Origin{From: i.From, At: time.Now().UTC()}
+	e.CreatedAt = e.Origin.At
+	release, err := m.store.Publishing(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if release != nil {
+			release()
+		}
+	}()
+	for _, man := range i.Layers {
+		if _, err := g.Publish(ctx, man); err != nil {
+			return nil, nil, err
+		}
+	}
+	if i.Lock != nil {
+		if err := m.keepLock(&lock{kind: i.LockKind, text: i.Lock}); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := m.save(&e); err != nil {
+		return nil, nil, err
+	}
+	release()
+	release = nil
+	if err := m.addName(i.Name, &e); err != nil {
+		return nil, nil, err
+	}
+	if i.Name == "" {
+		for _, n := range i.Offered {
+			b, err := os.ReadFile(m.store.Path("envs", "names", n))
+			switch {
+			case checkName(n) != nil || err == nil && strings.TrimSpace(string(b)) == e.Key:
+			case err == nil:
+				notes = append(notes, fmt.Sprintf("the name %s is another environment's here: --name gives it one", n))
+			default:
+				if err := m.addName(n, &e); err != nil {
+					return nil, nil, err
+				}
+			}
+		}
+	}
+	out, err := m.load(e.Key)
+	return out, notes, err
+}
+
+// Fits says in one line how an environment and this machine's bases go together,
+// "" where it is the base it was baked on.
+func (m *Manager) Fits(e *Env) string {
+	b, err := m.store.Base(e.Base)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("baked on base %q (%s), which is not here: add it with base add, or choose one that has %s with run --base", e.Base, Short(e.BaseDigest), e.Python)
+	case CheckPython(e, b) != nil:
+		return fmt.Sprintf("baked on base %q (%s); the one here (%s) has no %s: choose one that has it with run --base", e.Base, Short(e.BaseDigest), Short(b.Digest), e.Python)
+	case b.Digest != e.BaseDigest:
+		return fmt.Sprintf("baked on base %q (%s); the one here (%s) is another, and has %s", e.Base, Short(e.BaseDigest), Short(b.Digest), e.Python)
+	}
+	return ""
+}
