@@ -195,6 +195,9 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 	if err != nil {
 		return nil, err
 	}
+	if l.stale != "" {
+		return l, m.store.WriteFile(path, text)
+	}
 	if err := upgradable(r, l.names()); err != nil {
 		return nil, err
 	}
