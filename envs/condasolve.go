@@ -161,6 +161,7 @@ func (m *Manager) condaOnline(r Recipe, name, dir string, in *input, urls []stri
 	cert, bind := certificates()
 	j.Env, j.Binds = append(j.Env, cert...), append(j.Binds, bind...)
 	seen := map[string]bool{}
+	j.AllowHosts = append(j.AllowHosts, r.IndexHosts...)
 	for _, u := range urls {
 		if p, ok := strings.CutPrefix(u, "file://"); ok {
 			// Whole channels, so that a lock of one needs one bind.

@@ -117,6 +117,7 @@ type Recipe struct {
 	Hooks              []string    `json:"hooks,omitempty"`         // shell commands run after the install, in a sandbox, with the environment writable
 	Env                []string    `json:"env,omitempty"`           // KEY=VALUE of whoever uses the environment
 	IndexURL           string      `json:"index_url,omitempty"`     // "" is the resolver's configuration
+	IndexHosts         []string    `json:"index_hosts,omitempty"`   // host or host:port that the index or a channel refers to
 	ExcludeNewer       string      `json:"exclude_newer,omitempty"` // a date: nothing published later
 	Refresh            bool        `json:"-"`                       // resolve anew
 	Upgrade            []string    `json:"-"`                       // resolve these anew, and keep the other pins where they fit

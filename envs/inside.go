@@ -52,7 +52,7 @@ func (m *Manager) inside(ctx context.Context, j Job, dir, verb string, request, 
 	case json.Unmarshal(line, &r) != nil:
 		return explain(j.Name, verb, res, string(out.b))
 	case r.Error != "" && len(res.Denied) > 0:
-		return fail("what else may be reached: --index-url, or the file's own channels and indexes", "%s: %s (refused: %s)", j.Name, r.Error, strings.Join(res.Denied, ", "))
+		return fail("--index-host NAME, if you trust what refers to it", "%s: %s (refused: %s)", j.Name, r.Error, strings.Join(res.Denied, ", "))
 	case r.Error != "":
 		return fail(r.Hint, "%s: %s", j.Name, r.Error)
 	case res.ExitCode != 0:

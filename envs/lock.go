@@ -430,7 +430,7 @@ func explain(step, file string, res JobResult, out string) error {
 	case strings.Contains(low, "no space left on device"):
 		return fail("sbxrun env prune frees what nothing uses; --root DIR chooses another store", "%s %q: no space left on the store's disk", step, file)
 	case len(res.Denied) > 0:
-		return fail("name the index by --index-url, or its extra hosts in the file", "%s %q: the index refers to %s, which it may not reach", step, file, strings.Join(res.Denied, ", "))
+		return fail("--index-host NAME, if you trust the index; or another --index-url", "%s %q: the index refers to %s, which it may not reach", step, file, strings.Join(res.Denied, ", "))
 	case strings.Contains(low, "hash mismatch") || strings.Contains(low, "do not match the hashes"):
 		what := "a distribution"
 		if name := hashMismatch(flat); name != "" {

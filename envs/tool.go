@@ -294,6 +294,7 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 			addHost(t.IndexURL)
 		}
 	}
+	c.hosts = append(c.hosts, r.IndexHosts...)
 	// Files of the public index, and of mirrors that link to them.
 	if t.FileHost != "" {
 		addHost("https://" + t.FileHost)

@@ -25,6 +25,7 @@ type recipeOptions struct {
 	base, python       string
 	allowBuild, system bool
 	allowScripts       bool
+	indexHosts         []string
 	refresh            bool
 	hooks, envVars     []string
 	indexURL, newer    string
@@ -34,7 +35,7 @@ type recipeOptions struct {
 }
 
 func (o *recipeOptions) declareRecipe(f *flagSet) {
-	f.StringVarP(&o.requirements, "requirements", "r", "", "`file` by content: requirements.txt, pyproject.toml, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock; or a folder with one")
+	f.StringVarP(&o.requirements, "requirements", "r", "", "`file` by content: requirements.txt, pyproject.toml, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, environment.yml, @EXPLICIT list, conda-lock.yml, pixi.lock; or a folder with one")
 	f.ListVar(&o.extras, "extra", "take this extra of the project too, by `name`")
 	f.BoolVar(&o.allExtras, "all-extras", "take all extras of the project")
 	f.ListVar(&o.groups, "group", "take this dependency group of the project too, by `name`")
@@ -48,13 +49,14 @@ func (o *recipeOptions) declareRecipe(f *flagSet) {
 	f.ListVar(&o.hooks, "hook", "shell `command` to run after the install, in a sandbox, with the environment writable")
 	f.ListVar(&o.envVars, "env-var", "`KEY=VALUE` that belongs to the environment")
 	f.StringVar(&o.indexURL, "index-url", "", "package index `URL` (default: uv's and pip's configuration)")
+	f.ListVar(&o.indexHosts, "index-host", "further `host[:port]` that the index or a channel refers to")
 	f.StringVar(&o.newer, "exclude-newer", "", "resolve to nothing published after this `date`")
 }
 
 func (o *recipeOptions) recipe(base rootfs.Base) envs.Recipe {
 	return envs.Recipe{
 		File: o.requirements, Base: base, Python: o.python, SystemSitePackages: o.system, AllowBuild: o.allowBuild, AllowScripts: o.allowScripts,
-		Hooks: o.hooks, Env: o.envVars, IndexURL: o.indexURL, ExcludeNewer: o.newer, Refresh: o.refresh,
+		Hooks: o.hooks, Env: o.envVars, IndexURL: o.indexURL, IndexHosts: o.indexHosts, ExcludeNewer: o.newer, Refresh: o.refresh,
 		Extras: o.extras, Groups: o.groups, OnlyGroups: o.onlyGroups, AllExtras: o.allExtras,
 	}
 }
@@ -187,7 +189,7 @@ func envBuildVerb() *verb {
 
 func envLockVerb() *verb {
 	return &verb{
-		name: "env lock", args: "[flags] -r FILE [PACKAGE…]", short: "print the hashed lock of a requirements file",
+		name: "env lock", args: "[flags] -r FILE [PACKAGE…]", short: "print the hashed lock of a recipe",
 		setup: func(c *command) {
 			o := declareBuild(c, false)
 			c.flags.StringVarP(&o.out, "output", "o", "", "write it to this `file`")

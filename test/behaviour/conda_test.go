@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -118,6 +119,59 @@ func decodeEnv(t *testing.T, o *harness.Outcome) (e bakedEnv) {
 	t.Helper()
 	require.NoError(t, json.Unmarshal(o.Stdout, &e), "%v", o)
 	return e
+}
+
+// What needs no Python has none; libraries are found by their RPATH, as conda's
+// are: nothing is set for the loader.
+func TestCondaEnvironmentWithoutPython(t *testing.T) {
+	s, _ := newConda(t)
+	channel := compiledChannel(t)
+	file := environment(t, channel, "answer")
+	o := s.Run("-r", file, "--", "/bin/sh", "-c", "answer; echo ${LD_LIBRARY_PATH-unset}; ls /opt/env/bin")
+	requireEnding(t, ending{0, "ok", "exit"}, o)
+	assert.Equal(t, "42 from /opt/env\nunset\nanswer\n", string(o.Stdout))
+}
+
+// compiledChannel has a program and, in another package, the library that it
+// finds beside itself.
+func compiledChannel(t *testing.T) string {
+	t.Helper()
+	need.Compiler(t)
+	dir := t.TempDir()
+	script := `
+import hashlib, json, os, subprocess, sys, asyncio
+from conda_package_handling import api
+from rattler.index import index_fs
+out, subdir = sys.argv[1], sys.argv[2]
+prefix = ("/home/builder/host_env" + "_placehold" * 30)[:255]
+def package(name, files, depends):
+    work = os.path.join(out, "work-" + name)
+    paths = []
+    for path, source, flags in files:
+        at = os.path.join(work, path)
+        os.makedirs(os.path.dirname(at), exist_ok=True)
+        subprocess.run(["gcc", "-x", "c", "-", "-o", at, *flags], input=source, text=True, check=True)
+        data = open(at, "rb").read()
+        e = {"_path": path, "path_type": "hardlink", "sha256": hashlib.sha256(data).hexdigest(), "size_in_bytes": len(data)}
+        if prefix.encode() in data:
+            e |= {"file_mode": "binary", "prefix_placeholder": prefix}
+        paths.append(e)
+    os.makedirs(work + "/info")
+    for n, v in {"index.json": {"name": name, "version": "1.0", "build": "h0_0", "build_number": 0, "depends": depends, "subdir": subdir},
+                 "paths.json": {"paths": paths, "paths_version": 1}, "about.json": {}}.items():
+        json.dump(v, open(work + "/info/" + n, "w"))
+    os.makedirs(os.path.join(out, subdir), exist_ok=True)
+    api.create(work, [p[0] for p in files] + ["info/index.json", "info/paths.json", "info/about.json"], os.path.join(out, subdir, name + "-1.0-h0_0.conda"), os.path.join(out, subdir))
+    return os.path.join(work, files[0][0])
+lib = package("libanswer", [("lib/libanswer.so", 'const char *where(void) { return "' + prefix + '"; }', ["-shared", "-fPIC"])], [])
+package("answer", [("bin/answer", '#include <stdio.h>\nconst char *where(void);\nint main(void) { printf("42 from %s\\n", where()); }',
+    ["-L" + os.path.dirname(lib), "-lanswer", "-Wl,-rpath,$ORIGIN/../lib"])], ["libanswer >=1"])
+asyncio.run(index_fs(out, write_zst=False, write_shards=False))
+`
+	platform := condachannel.Read(t, condachannel.Build(t)).Platform
+	out, err := exec.Command(condachannel.Python(t), "-I", "-c", script, dir, platform).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return dir
 }
 
 func TestLinkScriptsRunOnlyWhenAllowed(t *testing.T) {
@@ -253,6 +307,11 @@ func TestCredentialsOfChannels(t *testing.T) {
 			path, ok = strings.TrimPrefix(path, "/t/"+token+"/tokened"), true
 		case strings.HasPrefix(path, "/basic/"):
 			path, ok = strings.TrimPrefix(path, "/basic"), user == "me" && pass == secret
+		case strings.HasPrefix(path, "/redirected/"):
+			http.Redirect(w, r, "http://files.test:8080/files"+strings.TrimPrefix(path, "/redirected"), http.StatusFound)
+			return
+		case strings.HasPrefix(path, "/files/"):
+			path, ok = strings.TrimPrefix(path, "/files"), r.Header.Get("Authorization") == "" && r.Host == "files.test:8080"
 		case strings.HasPrefix(path, "/bearer/"):
 			path, ok = strings.TrimPrefix(path, "/bearer"), r.Header.Get("Authorization") == "Bearer "+secret
 		}
@@ -301,6 +360,18 @@ func TestCredentialsOfChannels(t *testing.T) {
 			assert.Empty(t, grep(t, s.State, secret, token))
 		})
 	}
+
+	// A host that the channel leads to is reached where that is allowed, and is
+	// shown no credentials.
+	t.Run("redirect", func(t *testing.T) {
+		require.NoError(t, os.WriteFile(netrc, []byte("machine channel.test login me password "+secret+"\n"), 0o600))
+		file := environment(t, url("/redirected"), "sounds", "nolink")
+		o := s.Do("env", "build", "-q", "-r", file)
+		require.Equal(t, 1, o.Code, "%v", o)
+		assert.Contains(t, string(o.Stderr), "which leads to files.test:8080")
+		o = s.Do("env", "build", "-q", "--index-host", "files.test:8080", "-r", file)
+		require.Equal(t, 0, o.Code, "%v", o)
+	})
 
 	// Without the server: what was solved needs none, and what changed takes the
 	// repodata of last time.
@@ -376,7 +447,7 @@ func serveChannel(t *testing.T, s *harness.Sbx, h http.HandlerFunc) {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { _ = srv.Close() })
-	hosts := fileOf(t, "hosts", "127.0.0.1 localhost\n"+address+" channel.test\n")
+	hosts := fileOf(t, "hosts", "127.0.0.1 localhost\n"+address+" channel.test files.test\n")
 	nsswitch := fileOf(t, "nsswitch.conf", "hosts: files\n")
 	for _, f := range []string{hosts, nsswitch} { // whoever looks names up may not be root
 		require.NoError(t, os.Chmod(f, 0o644))

@@ -173,7 +173,7 @@ func (w *workshop) conda(ctx context.Context) (rows []EnvRow, err error) {
 		EnvRow{Name: "conda lock: our installer, a process each", MS: &installer, Note: packages},
 		EnvRow{Name: "conda lock: rattler's install()", MS: &rattler, Note: "the same packages, in a process that runs"},
 		EnvRow{Name: "conda lock: whole bake", MS: &whole, Note: "read, fetched, installed, compiled, each in a sandbox; stored"})
-	if _, err := exec.LookPath("micromamba"); err != nil {
+	if p, _ := exec.LookPath("micromamba"); p == "" {
 		return append(rows, EnvRow{Name: "conda lock: micromamba", Skipped: "not on PATH"}), nil
 	}
 	var took []float64

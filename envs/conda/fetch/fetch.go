@@ -226,8 +226,15 @@ func (c *Client) open(ctx context.Context, raw string, header http.Header) (*res
 	res, err := c.http.Do(req)
 	if err != nil {
 		stop(nil)
+		var u *url.Error
+		if errors.As(err, &u) {
+			if at, perr := url.Parse(u.URL); perr == nil {
+				clean = byWay(clean, req.URL.Host, at.Host)
+			}
+		}
 		return nil, fmt.Errorf("%s: cannot be reached: %w", clean, plain(err))
 	}
+	clean = byWay(clean, req.URL.Host, res.Request.URL.Host)
 	res.Body = &watched{res.Body, time.AfterFunc(stallTime, func() { stop(errStalled) }), func() { stop(nil) }}
 	switch {
 	case res.StatusCode == http.StatusOK, res.StatusCode == http.StatusNotModified:
@@ -238,6 +245,14 @@ func (c *Client) open(ctx context.Context, raw string, header http.Header) (*res
 	}
 	res.Body.Close()
 	return nil, gone{&StatusError{clean, res.StatusCode}}
+}
+
+// byWay adds the host that a redirect led to; no more of it: it may be signed.
+func byWay(clean, asked, answered string) string {
+	if answered == asked || answered == "" {
+		return clean
+	}
+	return clean + ", which leads to " + answered
 }
 
 // stallTime is how long a server may send nothing.
