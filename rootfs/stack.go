@@ -22,10 +22,12 @@ import (
 // Stack gives what is seen of layers that lie upon one another, topmost first,
 // without whiteouts.
 func Stack(layers ...*Manifest) *Manifest {
-	seen := map[string]byte{} // by the layers above; whiteouts are 'w'
+	// closed is what no layer further down adds to: also where a folder further
+	// up is made anew.
+	seen, closed := map[string]bool{}, map[string]bool{}
 	hidden := func(p string) bool {
 		for ; p != "."; p = path.Dir(p) {
-			if t := seen[p]; t != 0 && t != 'd' {
+			if closed[p] {
 				return true
 			}
 		}
@@ -33,18 +35,21 @@ func Stack(layers ...*Manifest) *Manifest {
 	}
 	out := &Manifest{}
 	for _, m := range layers {
-		var new []Entry
+		var shown []Entry
 		for _, e := range m.Entries {
-			if seen[e.Path] == 0 && !hidden(e.Path) {
-				new = append(new, e)
+			if e.Type != 'w' && !seen[e.Path] && !hidden(e.Path) {
+				shown = append(shown, e)
 			}
 		}
-		for _, e := range new { // after the look: a layer does not hide its own
-			seen[e.Path] = e.Type
-			if e.Type != 'w' {
-				out.Entries = append(out.Entries, e)
+		for _, e := range shown {
+			seen[e.Path] = true
+		}
+		for _, e := range m.Entries { // after the look: a layer does not hide its own
+			if e.Type != 'd' {
+				closed[e.Path] = true
 			}
 		}
+		out.Entries = append(out.Entries, shown...)
 	}
 	sort.Slice(out.Entries, func(i, j int) bool { return out.Entries[i].Path < out.Entries[j].Path })
 	return out
