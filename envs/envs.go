@@ -572,6 +572,11 @@ func (m *Manager) Find(r Recipe) (*Env, error) {
 		}
 		return e, err
 	}
+	return m.find(r)
+}
+
+// find is Find for whatever is packages only.
+func (m *Manager) find(r Recipe) (*Env, error) {
 	in, err := m.read(&r)
 	if err != nil {
 		return nil, err

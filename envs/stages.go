@@ -412,7 +412,7 @@ func (b *recipeBake) packages(ctx context.Context, s *stage, out *built) error {
 	}
 	var e *Env
 	if b.dry {
-		if e, err = b.Find(r); err == nil && e == nil {
+		if e, err = b.find(r); err == nil && e == nil {
 			return errNotBaked
 		}
 	} else {

@@ -178,7 +178,7 @@ func recipeTable(file string, doc map[string]any) (table map[string]any, name st
 		doc, _ = t["sbxrun"].(map[string]any)
 		inTool = "tool.sbxrun."
 	}
-	if t, ok := doc["env"].(map[string]any); ok && (IsRecipeTable(t) || inTool != "") {
+	if t, ok := doc["env"].(map[string]any); ok && IsRecipeTable(t) {
 		return t, inTool + "env", nil
 	}
 	return nil, "", fmt.Errorf("read %q: %w", file, errNoRecipe)

@@ -46,8 +46,10 @@ conda = "environment.yml"
 
 // Variables of a settings file are no recipe.
 func TestATableOfVariablesIsNoRecipe(t *testing.T) {
-	_, err := parseRecipe("sbxrun.toml", []byte("[env]\nPATH = '/x'\n"))
-	require.ErrorIs(t, err, errNoRecipe)
+	for _, text := range []string{"[env]\nPATH = '/x'\n", "[tool.sbxrun.env]\nPATH = '/x'\n", "[env]\n", "x = 1\n"} {
+		_, err := parseRecipe("sbxrun.toml", []byte(text))
+		require.ErrorIs(t, err, errNoRecipe)
+	}
 }
 
 func TestBadRecipesAreRefused(t *testing.T) {

@@ -238,6 +238,29 @@ func source(src, target string) (int, unix.Stat_t, error) {
 	return at, st, nil
 }
 
+// volumeSource opens a host path, or a folder in the image of a packed layer
+// (Linux 6.15: a part of a detached mount is cloned).
+func (b *builder) volumeSource(src, target string) (int, unix.Stat_t, error) {
+	image, in, ok := strings.Cut(src, "/"+imageName+"/")
+	if !ok {
+		return source(src, target)
+	}
+	var st unix.Stat_t
+	m, err := mountImage(image + "/" + imageName)
+	if err != nil {
+		return -1, st, err
+	}
+	b.lowers = append(b.lowers, m) // until all is made: it goes with this descriptor
+	at, err := unix.Openat2(m, in, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
+	if err == nil {
+		err = unix.Fstat(at, &st)
+	}
+	if err != nil {
+		return -1, st, fmt.Errorf("open %q in layer %q: %w", in, image, err)
+	}
+	return at, st, nil
+}
+
 // volume shows a host path of the user's. Its owner there is the sandbox's
 // user inside, and the other way round for what the sandbox writes; in a
 // writable volume no other id can own anything.
@@ -251,7 +274,7 @@ func (b *builder) volume(i int, v VolumeMount) error {
 	default:
 		return fmt.Errorf("mount %q on %q: unknown mode %q", v.Source, v.Target, v.Mode)
 	}
-	at, st, err := source(v.Source, v.Target)
+	at, st, err := b.volumeSource(v.Source, v.Target)
 	if err != nil {
 		return err
 	}
@@ -286,7 +309,7 @@ func (b *builder) volume(i int, v VolumeMount) error {
 		b.lowers = append(b.lowers, fd)
 		lowers := []int{fd}
 		for _, l := range v.Lowers {
-			at, _, err := source(l, v.Target)
+			at, _, err := b.volumeSource(l, v.Target)
 			if err != nil {
 				return err
 			}

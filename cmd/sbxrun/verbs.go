@@ -122,6 +122,7 @@ type buildOptions struct {
 func declareBuild(c *command, named bool) *buildOptions {
 	o := &buildOptions{}
 	o.declareRecipe(&c.flags)
+	c.flags.StringVarP(&o.requirements, "file", "f", "", "the same as -r, for a `file` that run takes by -f: a recipe (sbxrun.toml)")
 	if named {
 		c.flags.StringVar(&o.name, "name", "", "a `name` for it, for run --with")
 		c.flags.BoolVar(&o.json, "json", "print JSON")
