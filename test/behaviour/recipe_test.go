@@ -18,8 +18,8 @@ import (
 	"github.com/sbxrun/sbxrun/test/need"
 )
 
-// project writes the files of a project and gives its sbxrun.toml.
-func project(t *testing.T, files map[string]string) string {
+// tomlProject writes the files of a project and gives its sbxrun.toml.
+func tomlProject(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range files {
@@ -44,7 +44,7 @@ run = ["mkdir -p /opt/out/bin && printf '#!/bin/sh\\necho built\\n' > /opt/out/b
 `
 
 func stagesProject(t *testing.T) string {
-	return project(t, map[string]string{
+	return tomlProject(t, map[string]string{
 		"sbxrun.toml": stagesRecipe, "src/a.txt": "a", "src/old/gone": "g", "src/passing": "p", "src/b.log": "l", "src/d/keep.log": "k",
 		".dockerignore": "**/*.log\n!src/d/keep.log\n",
 	})
@@ -80,7 +80,7 @@ func TestStepsOfARecipeAreHeld(t *testing.T) {
 		"a pipe":          {"mkfifo /opt/x", "neither file, directory nor link"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			file := project(t, map[string]string{"sbxrun.toml": "[env]\nrun = '''" + c.run + "'''\n"})
+			file := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nrun = '''" + c.run + "'''\n"})
 			o := s.Do("env", "build", "-q", "-r", file)
 			require.Equal(t, 1, o.Code, o)
 			require.Contains(t, string(o.Stderr), c.says)
@@ -95,11 +95,11 @@ func TestStepsOfARecipeAreHeld(t *testing.T) {
 // Tables of variables are what they were.
 func TestATableOfVariablesIsNoRecipe(t *testing.T) {
 	s := harness.New(t)
-	file := project(t, map[string]string{"sbxrun.toml": "[env]\nSOME = 'thing'\n"})
+	file := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nSOME = 'thing'\n"})
 	o := s.Run("-f", file, "--", "sh", "-c", "echo $SOME")
 	require.Equal(t, "thing\n", string(o.Stdout), o)
 	require.Nil(t, o.Report.Env)
-	file = project(t, map[string]string{"sbxrun.toml": "requirements = 'x'\n[env]\nrun = 'true'\n"})
+	file = tomlProject(t, map[string]string{"sbxrun.toml": "requirements = 'x'\n[env]\nrun = 'true'\n"})
 	o = s.Run("-f", file, "--", "true")
 	require.Equal(t, 125, o.Code)
 	require.Contains(t, string(o.Stderr), `sbxrun.toml:1: key "requirements"`)
@@ -122,7 +122,7 @@ func list(t *testing.T, s *harness.Sbx) (out []struct {
 // up what was done before.
 func TestARecipeThatIsKilledIsTakenUp(t *testing.T) {
 	s := harness.NewEmpty(t)
-	file := project(t, map[string]string{
+	file := tomlProject(t, map[string]string{
 		"sbxrun.toml": "[env]\ncopy = [{from = 'wait', to = '/opt/wait'}]\nrun = ['echo 1 > /opt/first', 'echo 2 > /opt/second; sleep $(cat /opt/wait)']\n", "wait": "100",
 	})
 	cmd := s.Cmd("env", "build", "--name", "n", "-r", file)
@@ -148,7 +148,7 @@ func TestARecipeThatIsKilledIsTakenUp(t *testing.T) {
 
 func TestTwoBakesOfARecipeAreOne(t *testing.T) {
 	s := harness.NewEmpty(t)
-	file := project(t, map[string]string{"sbxrun.toml": "[env]\nrun = ['head -c 16 /dev/urandom > /opt/random', 'sleep 0.2; cp /opt/random /opt/copy']\n"})
+	file := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nrun = ['head -c 16 /dev/urandom > /opt/random', 'sleep 0.2; cp /opt/random /opt/copy']\n"})
 	var group sync.WaitGroup
 	said := make([]string, 3)
 	for i := range said {
@@ -171,14 +171,14 @@ func TestTwoBakesOfARecipeAreOne(t *testing.T) {
 func TestAnEnvironmentIsExtended(t *testing.T) {
 	newEnvs(t)
 	s := harness.NewEmpty(t)
-	parent := project(t, map[string]string{"sbxrun.toml": "[env]\nrequirements = ['iniconfig==2.1.0', 'six==1.16.0']\nenv = {FROM = 'parent'}\n"})
+	parent := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nrequirements = ['iniconfig==2.1.0', 'six==1.16.0']\nenv = {FROM = 'parent'}\n"})
 	o := s.Do("env", "build", "-q", "--name", "parent", "-r", parent)
 	require.Equal(t, 0, o.Code, o)
-	child := project(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'parent'\nrequirements = ['iniconfig']\nrun = 'rm /opt/env/lib/python3*/site-packages/six.py'\n"})
+	child := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'parent'\nrequirements = ['iniconfig']\nrun = 'rm /opt/env/lib/python3*/site-packages/six.py'\n"})
 	const versions = "import importlib.metadata as m, importlib.util as u, os; print(m.version('iniconfig'), m.version('six'), u.find_spec('six'), os.environ['FROM'])"
 	o = s.Run("-q", "-r", child, "--", "python", "-c", versions)
 	require.Equal(t, "2.1.0 1.16.0 None parent\n", string(o.Stdout), "what the parent pins stays, what is removed is gone: %v", o)
-	other := project(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'parent'\nrequirements = ['iniconfig==2.3.1']\n"})
+	other := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'parent'\nrequirements = ['iniconfig==2.3.1']\n"})
 	o = s.Run("-q", "-r", other, "--", "python", "-c", "import iniconfig; "+versions)
 	require.Contains(t, string(o.Stdout), "2.3.1 1.16.0 ModuleSpec", o)
 	o = s.Run("-q", "--with", "parent", "--", "python", "-c", versions)
@@ -232,7 +232,7 @@ func TestSystemPackagesAreALayer(t *testing.T) {
 	s := harness.NewEmpty(t)
 	o := s.Do("base", "add", "-q", "small", debianBase(t))
 	require.Equal(t, 0, o.Code, o)
-	file := project(t, map[string]string{"sbxrun.toml": "[env]\nbase = 'small'\napt = ['libjq1', 'jq']\nrun = ['jq -n 6*7 > /usr/local/answer']\n"})
+	file := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nbase = 'small'\napt = ['libjq1', 'jq']\nrun = ['jq -n 6*7 > /usr/local/answer']\n"})
 	o = s.Run("-q", "-f", file, "--", "/bin/sh", "-c", "jq -n 1+1; read a < /usr/local/answer; echo $a; [ -L /lib ] && echo link")
 	if strings.Contains(string(o.Stderr), "Failed to fetch") || strings.Contains(string(o.Stderr), "Temporary failure") {
 		t.Skip("needs Debian's archive: " + string(o.Stderr))
@@ -258,7 +258,7 @@ func TestSystemPackagesAreALayer(t *testing.T) {
 		"base = 'small'\napt = 'no-such-package-anywhere'": {"Unable to locate package no-such-package-anywhere", "in the base's distribution"},
 		"apt = 'jq'": {"sbxrun.toml:2: apt: the host's own /usr", "base add"},
 	} {
-		o = s.Do("env", "build", "-q", "-r", project(t, map[string]string{"sbxrun.toml": "[env]\n" + text + "\n"}))
+		o = s.Do("env", "build", "-q", "-r", tomlProject(t, map[string]string{"sbxrun.toml": "[env]\n" + text + "\n"}))
 		require.Equal(t, 1, o.Code, o)
 		require.Contains(t, string(o.Stderr), c[0])
 		require.Contains(t, string(o.Stderr), c[1])
@@ -287,7 +287,7 @@ func TestAnInterpreterOfOnesOwn(t *testing.T) {
 	require.Contains(t, string(s.Do("env", "python", "list").Stdout), "/opt/python/"+version+"/bin/python3.12")
 	o = s.Run("-q", "-r", file, "--python", "3.12", "--", "python", "-c", "import sys, ssl, sqlite3, iniconfig; print(sys.base_prefix, sys.prefix)")
 	require.Equal(t, "/opt/python/"+version+" /opt/env\n", string(o.Stdout), o)
-	o = s.Do("env", "build", "-q", "--name", "n", "-r", project(t, map[string]string{"sbxrun.toml": "[env]\npython = '" + version + "'\nrequirements = ['iniconfig==2.3.1']\nrun = 'python -V > /opt/version'\n"}))
+	o = s.Do("env", "build", "-q", "--name", "n", "-r", tomlProject(t, map[string]string{"sbxrun.toml": "[env]\npython = '" + version + "'\nrequirements = ['iniconfig==2.3.1']\nrun = 'python -V > /opt/version'\n"}))
 	require.Equal(t, 0, o.Code, o)
 	o = s.Do("env", "python", "rm", version)
 	require.Equal(t, 0, o.Code, o)
