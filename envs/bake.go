@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -138,7 +139,9 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 			sync = append(sync, "--no-build")
 		}
 		if len(l.in.reqs) > 0 || l.kind == "pylock" {
-			err = step("download", count, online, append(sync, lockFile)...)
+			locked := online // every file has its hash: whichever index has it will do
+			locked.Env = append(slices.Clone(locked.Env), "UV_INDEX_STRATEGY=unsafe-best-match")
+			err = step("download", count, locked, append(sync, lockFile)...)
 		}
 	}
 	if err == nil {
@@ -334,7 +337,7 @@ func subset(l *lock, some []requirement) *lock {
 		}
 		b.WriteString("\n")
 	}
-	return &lock{kind: l.kind, text: []byte(b.String()), in: &input{kind: l.in.kind, reqs: some, opts: l.in.opts}}
+	return &lock{kind: l.kind, text: []byte(b.String()), in: &input{kind: l.in.kind, reqs: some, opts: l.in.opts, urls: l.in.urls}}
 }
 
 // merge unites parts. Directories and equal files may be in several.

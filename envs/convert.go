@@ -36,6 +36,7 @@ type Conversion struct {
 type Converted struct {
 	Packages int      `json:"packages"`
 	Sources  []Source `json:"sources,omitempty"`
+	Hosts    []string `json:"hosts,omitempty"` // https://host, of files that other indexes than the public one refer to
 	// Stale names what the pyproject.toml beside needs and the lock has not: then
 	// there is no output.
 	Stale     string `json:"stale,omitempty"`

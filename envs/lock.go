@@ -239,7 +239,8 @@ func (m *Manager) parseLock(b []byte, path string) (*lock, error) {
 	if err := in.add(path, b, filepath.Dir(path), false, map[string]bool{}, 0); err != nil {
 		return nil, err
 	}
-	sources, err := sourcesOf(b)
+	sources, hosts, err := marksOf(b)
+	in.urls = append(in.urls, hosts...)
 	return &lock{kind: "requirements", text: b, in: in, sources: sources}, err
 }
 

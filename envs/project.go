@@ -214,6 +214,9 @@ const staleMark = "#: stale "
 
 // convert has the lock converted in a sandbox without network.
 func (m *Manager) convert(ctx context.Context, r Recipe, in *input) (text []byte, err error) {
+	if len(r.Upgrade) > 0 {
+		return nil, fail("uv lock --upgrade-package, poetry update, pdm update, pipenv upgrade", "lock %q: the pins of a %s are its own tool's to move", r.File, in.kind)
+	}
 	t, err := m.tool(ctx)
 	if err != nil {
 		return nil, err
@@ -252,6 +255,9 @@ func (m *Manager) convert(ctx context.Context, r Recipe, in *input) (text []byte
 			return nil, err
 		}
 		fmt.Fprintf(&head, "%s%s\n", sourceMark, b)
+	}
+	for _, h := range out.Hosts {
+		fmt.Fprintf(&head, "%s%s\n", filesMark, h)
 	}
 	return append(head.Bytes(), text...), nil
 }

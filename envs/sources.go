@@ -30,6 +30,9 @@ const maxSourceBytes = 1 << 30
 // sourceMark begins a line of a kept lock for a package that is not from an index.
 const sourceMark = "#: source "
 
+// filesMark begins a line of a kept lock for a host that has files of an index.
+const filesMark = "#: files "
+
 // tree is what a local source held when it was looked at.
 type tree struct {
 	Source
@@ -274,20 +277,25 @@ func buildCause(out string) string {
 	return last
 }
 
-// sourcesOf reads them back.
-func sourcesOf(text []byte) (out []Source, err error) {
+// marksOf reads what is said before a kept lock: packages that are not from an
+// index, and hosts that have files of an index.
+func marksOf(text []byte) (sources []Source, hosts []string, err error) {
 	for line := range bytes.Lines(text) {
+		if h, ok := bytes.CutPrefix(line, []byte(filesMark)); ok {
+			hosts = append(hosts, string(bytes.TrimSpace(h)))
+			continue
+		}
 		b, ok := bytes.CutPrefix(line, []byte(sourceMark))
 		if !ok {
 			break
 		}
 		var s Source
 		if err := json.Unmarshal(b, &s); err != nil {
-			return nil, fmt.Errorf("read lock: source: %w", err)
+			return nil, nil, fmt.Errorf("read lock: source: %w", err)
 		}
-		out = append(out, s)
+		sources = append(sources, s)
 	}
-	return out, nil
+	return sources, hosts, nil
 }
 
 // installSources builds and installs what no index has into an environment that

@@ -40,6 +40,17 @@ func TestWhatIsNotFromAnIndexIsTakenOutOfTheResolversList(t *testing.T) {
 	}
 }
 
+// Hosts that a converted lock's files are at may be reached, also where some of
+// the packages are installed only.
+func TestHostsOfAConvertedLocksFilesMayBeReached(t *testing.T) {
+	l, err := new(Manager).parseLock([]byte(filesMark+"https://files.test\n--index-url https://i.test/s\na==1 --hash=sha256:aa\n"), "kept")
+	require.NoError(t, err)
+	for _, in := range []*input{l.in, subset(l, l.in.reqs).in} {
+		ix := (&tool{}).index(Recipe{}, in)
+		assert.Subset(t, ix.hosts, []string{"files.test:443", "i.test:443"})
+	}
+}
+
 func TestLocalSourcesAreReadFromLines(t *testing.T) {
 	for _, c := range []struct {
 		line, says string // what is refused where building is off

@@ -95,7 +95,7 @@ func Convert(q envs.Conversion, in Input) ([]byte, *envs.Converted, error) {
 		}
 		return nil, nil, err
 	}
-	return c.text(), &envs.Converted{Packages: len(c.pins), Sources: c.sources}, nil
+	return c.text(), &envs.Converted{Packages: len(c.pins), Sources: c.sources, Hosts: sortedKeys(c.hosts)}, nil
 }
 
 // pin is a package that the target needs, from an index or a URL.
@@ -115,6 +115,7 @@ type converter struct {
 	tags    tags
 	pins    map[string]pin
 	sources []envs.Source
+	hosts   map[string]bool    // scheme://host of files that other indexes than the public one have
 	seen    map[string]verdict // of markers
 }
 
@@ -129,7 +130,7 @@ func newConverter(q envs.Conversion) (*converter, error) {
 		return nil, err
 	}
 	c := &converter{
-		q: q, tags: t, pins: map[string]pin{}, seen: map[string]verdict{},
+		q: q, tags: t, pins: map[string]pin{}, hosts: map[string]bool{}, seen: map[string]verdict{},
 		env: &Environment{Vars: q.Target.Vars, Extras: map[string]bool{}, Groups: map[string]bool{}},
 	}
 	for _, e := range q.Extras {
@@ -244,6 +245,9 @@ func (c *converter) add(name, ver, index string, files []file) error {
 	p := pin{version: ver, index: c.index(index)}
 	for _, f := range usable {
 		p.hashes = append(p.hashes, f.hash)
+		if p.index != "" && plainURL(f.url) {
+			c.hosts[hostOf(f.url)] = true
+		}
 	}
 	return c.put(name, p)
 }
@@ -297,6 +301,13 @@ func plainURL(u string) bool {
 		rest, ok = strings.CutPrefix(u, "http://")
 	}
 	return ok && rest != "" && span(u, func(b byte) bool { return b > ' ' && b < 0x7f && !strings.ContainsRune("\"'\\`<>{}$;#", rune(b)) }) == len(u)
+}
+
+// hostOf cuts a plain URL after its host, without user and password.
+func hostOf(u string) string {
+	scheme, rest, _ := strings.Cut(u, "://")
+	host, _, _ := strings.Cut(rest, "/")
+	return scheme + "://" + host[strings.LastIndexByte(host, '@')+1:]
 }
 
 func fileOf(url string) string {

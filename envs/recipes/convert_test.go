@@ -232,8 +232,9 @@ func TestWhatIsNotFromTheIndex(t *testing.T) {
 	assert.Equal(t, "a @ https://h/a-1.0-py3-none-any.whl --hash="+sumA+"\n", text)
 
 	// Another index than the public one, with credentials that stay out.
-	text, _ = one(t, "source = { registry = \"https://me:secret@other.example/simple/\" }\n"+wheel("a-1.0-py3-none-any.whl"))
+	text, out = one(t, "source = { registry = \"https://me:secret@other.example/simple/\" }\n"+wheel("a-1.0-py3-none-any.whl"))
 	assert.Equal(t, "--index-url https://other.example/simple\na==1.0 --hash="+sumA+"\n", text)
+	assert.Equal(t, []string{"https://files.example"}, out.Hosts)
 
 	// A source distribution counts where it may be built, and beside a wheel that fits.
 	text, _ = one(t, public+strings.Replace(wheel("a-1.0-py3-none-any.whl"), sumA, sumB, 1)+"sdist = { url = \"https://files.example/a-1.0.tar.gz\", hash = \""+sumA+"\" }\n")

@@ -146,7 +146,7 @@ func (c *converter) addPDM(k *pdmPackage) error {
 		if name == "" {
 			name = fileOf(f.URL)
 		}
-		files = append(files, file{name: name, hash: f.Hash})
+		files = append(files, file{name: name, url: f.URL, hash: f.Hash})
 	}
 	return c.add(k.Name, k.Version, k.Index, files)
 }
