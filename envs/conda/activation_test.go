@@ -2,7 +2,10 @@ package conda
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -32,7 +35,7 @@ func TestActivationFollowsWhatScriptsOfPackagesDo(t *testing.T) {
 		},
 		"defaults": {
 			script: "export OLD=\"${JAVA_HOME:-}\"\nexport JAVA_HOME=${CONDA_PREFIX}/lib/jvm\nexport X=${JAVA_HOME:+set} Y=${Z:-${X}y} V=${JAVA_HOME##*/}\n",
-			vars:   []string{"JAVA_HOME=/opt/env/lib/jvm", "OLD=", "V=jvm", "X=set", "Y=sety"},
+			vars:   []string{"JAVA_HOME=/opt/env/lib/jvm", "OLD=", "V=jvm", "X=set", "Y=y"},
 		},
 		"like proj": {
 			files: map[string]string{"share/proj/proj.db": ""},
@@ -150,6 +153,11 @@ func TestActivationReportsWhatItDoesNotUnderstandAndGuessesNothing(t *testing.T)
 		"the script's name":       "export A=$0 B=$BASH_SOURCE\n",
 		"no shell at all":         "if then\n",
 		"NUL":                     "export A=\"a\x00b\"\nfoo\n",
+		"a quoted pattern":        "A=abc; export B=${A#\"a*\"}\n",
+		"a pattern by value":      "P='a*'; A=abc; export B=${A#$P}\n",
+		"an early export":         "export A\nA=1\n",
+		"an escape":               "export A=a\\ b\n",
+		"IFS":                     "IFS=:\n",
 		"a test of two":           "if [ -n a -a -n b ]; then export A=1; fi\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -221,4 +229,56 @@ func FuzzActivation(f *testing.F) {
 			t.Fatal("no path")
 		}
 	})
+}
+
+// What is followed without a shell is what a shell does.
+func TestActivationIsWhatBashDoes(t *testing.T) {
+	for name, script := range map[string]string{
+		"quotes":             `export A='a "b" $C' B="a 'b' \"c\" \$D \\ \x" D=a"b"'c'$A E=${A}x; export F=$A`,
+		"no splitting":       `X="a  b"; export A=$X B="$X" C=${X} D=${U:-$X}`,
+		"splitting":          `X=" a  b c "; for i in $X "$X" x$X; do Y="$Y<$i>"; done; export Y`,
+		"IFS":                `IFS=" "; P="a b	c "; for i in $P; do Y="$Y<$i>"; done; export Y; IFS=; for i in $P; do Y="$Y<$i>"; done`,
+		"unset and empty":    `E=; export A=${E-x} B=${E:-x} C=${U-x} D=${U:-x} F=${E+x} G=${E:+x} H=${U+x} I=${CONDA_PREFIX:+x}`,
+		"patterns":           `V=a/b.c/d.tar.gz; export A=${V#*/} B=${V##*/} C=${V%.*} D=${V%%.*} F=${V%[a-z]z} G=${V#??}`,
+		"pattern by value":   `P="a"; V=abc; export A=${V#$P} B=${V#"$P"} C=${V#"$P"*} D=${V%%"c"}`,
+		"append":             `export A=1; A+=2; B+=3; export B`,
+		"export later":       `A=1; export A; A=2; B=3`,
+		"unset":              `export A=1 B=2; unset A C`,
+		"empty tests":        `[ ] || export A=1; [ "" ] || export B=1; [ x ] && export C=1; [ -n $U ] && export D=1; [ -n "$U" ] || export E=1; test -z $U && export F=1`,
+		"not":                `[ ! -n "$U" ] && export A=1; ! [ x ] || export B=1; [[ ! -n $U ]] && export C=1; if ! false; then export D=1; fi`,
+		"else":               `if [ a = b ]; then export A=1; elif [ a != b ]; then export A=2; else export A=3; fi; if false; then :; else export B=1; fi`,
+		"status of if":       `if false; then :; fi && export A=1; if true; then false; fi || export B=1`,
+		"lists":              `true && false || export A=1; false && true && export B=1; false || true && export C=1; { false; true; } && export D=1`,
+		"double brackets":    `X="a b"; [[ $X == "a b" ]] && export A=1; [[ $X = 'a b' && ( -z $U || x ) ]] && export B=1; [[ a != b ]] && export C=1; [[ $U ]] || export D=1`,
+		"files":              `[ -d "$CONDA_PREFIX/share" ] && export A=1; [ -f $CONDA_PREFIX/share/f ] && export B=1; [ -e $CONDA_PREFIX/none ] || export C=1; [ -x $CONDA_PREFIX/share/f ] || export D=1; [[ -r ${CONDA_PREFIX}/share/f ]] && export E=1; [ -d $CONDA_PREFIX ] && export F=1; [ -d $CONDA_PREFIX/ ] && export G=1`,
+		"until":              `until [ "$X" = xxx ]; do X=x$X; done; export X`,
+		"a comment":          "export A=1 # B=2\n# export C=1\nexport D=a#b",
+		"lines":              "export A=\"1\n2\" \\\n  B=3",
+		"a semicolon":        `export A=1;export B=2`,
+		"an option's name":   `A=-n; [ $A ] && export B=1; [ "$A" = -n ] && export C=1`,
+		"quoted export":      `V="a b"; export "A=$V" 'B=$V' "C=$V"/x`,
+		"values as patterns": `V='*'; export A=$V B="x$V"`,
+		"dollar at the end":  `export A=a$ B="b$" C='$'`,
+		"nested defaults":    `export A=${U:-${V:-"a b"}} B="${U:-"c d"}" C=${U:-'e f'}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			file := "etc/conda/activate.d/x.sh"
+			put(t, root, map[string]string{file: script + "\n", "share/f": "x"})
+			vars, _, warnings, err := Activation(root, root)
+			require.NoError(t, err)
+			require.Empty(t, warnings)
+			cmd := exec.CommandContext(t.Context(), "bash", "--noprofile", "--norc", "-c", `. "$0"; IFS=$' \t\n'; exec env -0`, filepath.Join(root, file))
+			cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "CONDA_PREFIX=" + root, "CONDA_DEFAULT_ENV=" + root, "CONDA_SHLVL=1"}
+			out, err := cmd.Output()
+			require.NoError(t, err)
+			var want []string
+			for v := range strings.SplitSeq(strings.TrimSuffix(string(out), "\x00"), "\x00") {
+				if n, _, _ := strings.Cut(v, "="); !slices.Contains([]string{"PATH", "PWD", "OLDPWD", "SHLVL", "_"}, n) {
+					want = append(want, v)
+				}
+			}
+			require.ElementsMatch(t, want, vars)
+		})
+	}
 }

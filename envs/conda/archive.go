@@ -29,8 +29,8 @@ const (
 	freeBytes = 64 << 20
 	// zstd --ultra --long of conda-build stays below; it is what the decoder allocates.
 	maxWindowBytes = 128 << 20
-	// What of info/ is read into memory; paths.json of the largest packages is 40 MB.
-	maxInfoBytes = 128 << 20
+	// What of info/ is read into memory: paths.json has some 300 bytes for a file.
+	maxInfoBytes = 64 << 20
 	// rattler's floor of modification times, for file systems that have no earlier ones.
 	minTime = 315532800
 )

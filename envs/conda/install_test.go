@@ -151,6 +151,9 @@ func TestTheTreeIsRattlers(t *testing.T) {
 		"greet hello-bin text-prefix text-twin long-shebang sounds uselink nolink clobber-b clobber-c scripted old-format pymod cycle-a",
 	} {
 		for _, format := range []string{"pixi", "explicit"} {
+			if format == "explicit" && !strings.Contains(specs, " ") {
+				continue // the clashes and all together will do
+			}
 			t.Run(fmt.Sprint(specs, "/", format), func(t *testing.T) {
 				work := t.TempDir()
 				lock, theirs, ours := filepath.Join(work, "lock"), filepath.Join(work, "theirs"), filepath.Join(work, "ours")

@@ -163,6 +163,8 @@ func (u *unpacked) checkPath(e *pathEntry) error {
 		return fmt.Errorf("has %d bytes, paths.json says %d", m.size, *e.SizeBytes)
 	case e.SHA256 != "" && !strings.EqualFold(e.SHA256, m.sha256):
 		return fmt.Errorf("has sha256 %s, paths.json says %s", m.sha256, shown(e.SHA256))
+	case len(e.Placeholder) > maxPathBytes || strings.ContainsAny(e.Placeholder, "\x00\n"):
+		return fmt.Errorf("prefix_placeholder %q is no path", shown(e.Placeholder))
 	case e.Placeholder != "" && e.FileMode != "text" && e.FileMode != "binary":
 		return fmt.Errorf("file_mode %q is neither text nor binary", shown(e.FileMode))
 	}

@@ -186,7 +186,9 @@ func (s *shell) forClause(c *syntax.ForClause) {
 func (s *shell) call(c *syntax.CallExpr) {
 	if len(c.Args) == 0 {
 		for _, a := range c.Assigns {
-			s.assign(a, false)
+			if set := s.assignment(a, false); s.err == nil {
+				set()
+			}
 		}
 		s.status = 0
 		return
@@ -232,9 +234,11 @@ func (s *shell) export(c *syntax.DeclClause) {
 		s.stop(c, c.Variant.Value)
 		return
 	}
+	// All is expanded before anything is set: export A=1 B=$A has the old A.
+	var set []func()
 	for _, a := range c.Args {
 		if a.Name != nil {
-			s.assign(a, true)
+			set = append(set, s.assignment(a, true))
 			continue
 		}
 		// export "NAME=value"
@@ -244,32 +248,48 @@ func (s *shell) export(c *syntax.DeclClause) {
 		case !variableName.MatchString(name):
 			s.stop(c, "an option of export")
 		case ok:
-			s.set(c, name, value, true)
+			set = append(set, func() { s.set(c, name, value, true) })
 		default:
-			s.vars[name] = shellVar{s.vars[name].value, true}
+			set = append(set, func() { s.mark(c, name) })
+		}
+	}
+	for _, do := range set {
+		if s.err == nil {
+			do()
 		}
 	}
 	s.status = 0
 }
 
-func (s *shell) assign(a *syntax.Assign, export bool) {
+// mark is export NAME.
+func (s *shell) mark(n syntax.Node, name string) {
+	s.known(n, name)
+	v, ok := s.vars[name]
+	if !ok {
+		s.stop(n, "it exports "+name+" before it is set")
+		return
+	}
+	s.vars[name] = shellVar{v.value, true}
+}
+
+// assignment expands a value and gives what sets it.
+func (s *shell) assignment(a *syntax.Assign, export bool) func() {
 	if a.Array != nil || a.Index != nil {
 		s.stop(a, "an array")
-		return
+		return func() {}
 	}
-	v, have := s.vars[a.Name.Value]
-	if a.Naked { // export NAME
-		if s.known(a, a.Name.Value); have {
-			s.vars[a.Name.Value] = shellVar{v.value, true}
-		}
-		return
+	name := a.Name.Value
+	if a.Naked {
+		return func() { s.mark(a, name) }
 	}
 	value := s.literal(a.Value)
-	if a.Append {
-		s.known(a, a.Name.Value)
-		value = v.value + value
+	return func() {
+		if a.Append {
+			s.known(a, name)
+			value = s.vars[name].value + value
+		}
+		s.set(a, name, value, export)
 	}
-	s.set(a, a.Name.Value, value, export)
 }
 
 func (s *shell) set(n syntax.Node, name, value string, export bool) {
@@ -277,6 +297,8 @@ func (s *shell) set(n syntax.Node, name, value string, export bool) {
 	case s.err != nil:
 	case !variableName.MatchString(name) || name == "OPTIND" || name == "BASH_ENV":
 		s.stop(n, "it sets "+shown(name))
+	case name == "IFS" && strings.Trim(value, " \t\n") != "":
+		s.stop(n, "it splits words at other characters than white space")
 	case len(value) > maxValueBytes:
 		s.stop(n, fmt.Sprintf("%s has over %d bytes", name, maxValueBytes))
 	default:
@@ -296,12 +318,21 @@ func (s *shell) known(n syntax.Node, name string) {
 // plain stops at words with parts whose value is not to be had here: commands,
 // arithmetic, arrays, files' names, braces (which multiply).
 func (s *shell) plain(w *syntax.Word) {
-	var parts func(list []syntax.WordPart, quoted bool)
-	parts = func(list []syntax.WordPart, quoted bool) {
+	const (
+		bare = iota
+		inQuotes
+		inPattern // after # and %: matched with the value, not with files
+	)
+	var parts func(list []syntax.WordPart, how int)
+	parts = func(list []syntax.WordPart, how int) {
 		for _, p := range list {
 			switch p := p.(type) {
 			case *syntax.Lit:
-				if !quoted && strings.ContainsAny(p.Value, "{}*?[]~") && p.Value != "[" && p.Value != "]" {
+				switch {
+				case how == inQuotes:
+				case strings.Contains(p.Value, `\`):
+					s.stop(p, "an escape outside of quotes") // expand keeps it in assignments
+				case how == bare && strings.ContainsAny(p.Value, "{}*?[]~") && p.Value != "[" && p.Value != "]":
 					s.stop(p, "a pattern")
 				}
 			case *syntax.SglQuoted:
@@ -312,19 +343,37 @@ func (s *shell) plain(w *syntax.Word) {
 				if p.Dollar {
 					s.stop(p, "a quote with $")
 				}
-				parts(p.Parts, true)
+				parts(p.Parts, inQuotes)
 			case *syntax.ParamExp:
 				s.parameter(p)
-				if p.Exp != nil && p.Exp.Word != nil {
-					// After # and % a pattern is matched with the value, not with files.
-					parts(p.Exp.Word.Parts, quoted || matches(p.Exp.Op))
+				switch {
+				case p.Exp == nil || p.Exp.Word == nil || s.err != nil:
+				case matches(p.Exp.Op):
+					parts(p.Exp.Word.Parts, inPattern)
+					s.noPattern(p.Exp.Word)
+				default:
+					parts(p.Exp.Word.Parts, how)
 				}
 			default:
 				s.stop(p, "the output of a command or a calculation")
 			}
 		}
 	}
-	parts(w.Parts, false)
+	parts(w.Parts, bare)
+}
+
+// noPattern stops at a pattern's quoted and expanded parts that have characters of
+// patterns: expand does not tell the two apart.
+func (s *shell) noPattern(w *syntax.Word) {
+	for _, p := range w.Parts {
+		if _, ok := p.(*syntax.Lit); ok || s.err != nil {
+			continue
+		}
+		v, err := expand.Literal(s.config(), &syntax.Word{Parts: []syntax.WordPart{p}})
+		if err != nil || strings.ContainsAny(v, `*?[\`) {
+			s.stop(p, "a pattern that comes of a variable or is quoted")
+		}
+	}
 }
 
 func (s *shell) parameter(p *syntax.ParamExp) {
