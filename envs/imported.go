@@ -74,7 +74,7 @@ func (i *Imported) Check() error {
 		return fmt.Errorf("kind %q is not known", clip(e.Kind))
 	}
 	words := []string{e.Kind, e.Base, e.BaseDigest, e.Python, e.Tool, e.Lock, i.LockKind, e.Recipe.Python, e.Recipe.IndexURL, e.Recipe.ExcludeNewer}
-	words = append(append(words, e.Notes...), e.Recipe.Hooks...)
+	words = slices.Concat(words, e.Notes, e.Paths, e.Recipe.Hooks)
 	for _, p := range e.Packages {
 		words = append(words, p.Name, p.Version)
 	}
@@ -86,6 +86,11 @@ func (i *Imported) Check() error {
 	for _, v := range slices.Concat(e.Vars, e.Recipe.Env) {
 		if k, _, ok := strings.Cut(v, "="); !ok || k == "" || strings.IndexByte(v, 0) >= 0 {
 			return fmt.Errorf("variable %q is not KEY=VALUE", clip(v))
+		}
+	}
+	for _, p := range e.Paths {
+		if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsAny(p, ":\x00") {
+			return fmt.Errorf("path %q for programs is none", clip(p))
 		}
 	}
 	if e.Python != "" && (!path.IsAbs(e.Python) || path.Clean(e.Python) != e.Python) {

@@ -116,7 +116,7 @@ func (b *recipeBake) run(ctx context.Context, s *stage, out *built, kind, comman
 		"PYTHONDONTWRITEBYTECODE=1", "PYTHONHASHSEED=0",
 	}
 	if out.env != nil {
-		env = append(env, out.env.Vars...)
+		env = append(append(env, out.env.Vars...), "PATH="+strings.Join(append(slices.Clone(out.env.PathPrefix()), "/usr/local/bin", "/usr/bin", "/bin"), ":"))
 	}
 	env = append(env, b.file.final.env...)
 	inputs := append(append([]string{"run", command, "network"}, s.network...), "env")

@@ -151,6 +151,7 @@ func (b *recipeBake) record(key string, out *built, vars []string) (*Env, error)
 	e.Recipe.Staged, e.Recipe.IndexURL = true, withoutUser(e.Recipe.IndexURL)
 	if p := out.env; p != nil {
 		e.Kind, e.Python, e.Tool, e.Lock, e.Packages = p.Kind, p.Python, p.Tool, p.Lock, p.Packages
+		e.Paths, e.Notes = p.Paths, p.Notes
 	}
 	if out.lock != nil {
 		if err := b.keepLock(out.lock); err != nil {

@@ -493,3 +493,25 @@ func TestAChangedFileKeepsItsPins(t *testing.T) {
 		})
 	}
 }
+
+// A conda environment in a recipe with steps: its variables and its own folders of
+// programs are there for the steps and for the command.
+func TestCondaInARecipe(t *testing.T) {
+	s, channel := newConda(t)
+	dir := filepath.Dir(environment(t, channel, "sounds", "greet", "python"))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "sbxrun.toml"), []byte("[env]\nconda = \"environment.yml\"\nrun = ['greet > \"$SOUNDS_HOME/said\"; echo $PATH >> \"$SOUNDS_HOME/said\"']\n"), 0o600))
+	o := s.Run("-r", filepath.Join(dir, "sbxrun.toml"), "--", "/bin/sh", "-c", "cat $SOUNDS_HOME/said; echo $PATH")
+	requireEnding(t, ending{0, "ok", "exit"}, o)
+	path := "/opt/env/share/sounds/bin:/opt/env/bin:/usr/local/bin:/usr/bin:/bin\n"
+	assert.Equal(t, "hello\n"+path+path, string(o.Stdout))
+}
+
+// Equal locks give equal bytes: what is baked again is the same.
+func TestCondaIsReproducible(t *testing.T) {
+	s, channel := newConda(t)
+	o := s.Do("env", "build", "--name", "again", "-r", environment(t, channel, "greet", "hello-bin", "old-format", "python", "pymod", "long-shebang"))
+	require.Equal(t, 0, o.Code, "%v", o)
+	o = s.Do("env", "rebuild", "--check", "again")
+	require.Equal(t, 0, o.Code, "%v", o)
+	assert.Contains(t, string(o.Stdout), "the same byte by byte")
+}
