@@ -535,7 +535,7 @@ func (m *Manager) Lock(ctx context.Context, r Recipe) ([]byte, error) {
 			return nil, err
 		}
 		_, text, err := m.LockText(e)
-		return text, err
+		return withoutUserinfo(text), err
 	}
 	in, err := m.read(&r)
 	if err != nil {
