@@ -301,8 +301,13 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 	}
 	j.Argv = append(append(append(j.Argv, upgradeArguments(r)...), more...), r.compileArgs(first)...)
 	if err := m.run(ctx, j, r.File); err != nil {
-		if in.kind == KindPyproject && strings.Contains(err.Error(), "Building source distributions is disabled") {
-			return nil, fail("list them under [project], or lock the project with its tool", "resolve %q: its dependencies are dynamic: only its build says them", r.File)
+		switch {
+		case in.kind != KindPyproject:
+		case strings.Contains(err.Error(), "Building source distributions is disabled"):
+			return nil, fail("--allow-build builds it, in a sandbox; or lock the project with its tool", "resolve %q: its dependencies are dynamic: only its build says them", r.File)
+		case strings.Contains(err.Error(), "file:///opt/in"):
+			why := strings.ReplaceAll(strings.TrimPrefix(err.Error(), fmt.Sprintf("resolve %q: ", r.File)), "file:///opt/in", ".")
+			return nil, fail("--allow-build builds it, in a sandbox: that runs its code", "resolve %q: it needs a folder of the project: %s", r.File, why)
 		}
 		return nil, err
 	}
@@ -492,8 +497,10 @@ func firstError(out string) string {
 func lastCause(lines []string) string {
 	c := ""
 	for _, l := range lines {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(l), "Caused by: "); ok {
-			c = v
+		for _, said := range []string{"Caused by: ", "cause: "} { // of older and newer uv
+			if v, ok := strings.CutPrefix(strings.TrimSpace(l), said); ok {
+				c = v
+			}
 		}
 	}
 	return c

@@ -36,6 +36,9 @@ func (m *Manager) read(r *Recipe) (*input, error) {
 		if err := r.fromPyproject(in.files[0].data); err != nil {
 			return nil, fmt.Errorf("read %q: %w", r.File, err)
 		}
+		if r.AllowBuild && needsFolder(in.files[0].data) {
+			in.sources = []Source{{Path: "."}}
+		}
 		dir := filepath.Dir(in.path)
 		for _, name := range projectLocks {
 			p := filepath.Join(dir, name)
@@ -64,6 +67,24 @@ func (m *Manager) read(r *Recipe) (*input, error) {
 	default:
 	}
 	return in, nil
+}
+
+// needsFolder says whether resolving a pyproject.toml takes more than that file:
+// dynamic dependencies, which its build says, and sources in folders. It may say
+// so too often: then any change in the folder is resolved anew.
+func needsFolder(b []byte) bool {
+	table := ""
+	for line := range bytes.Lines(b) {
+		s := strings.TrimSpace(string(line))
+		if name, ok := header(s); ok {
+			table = name
+		}
+		key, _, _ := strings.Cut(s, "=")
+		if strings.HasPrefix(table, "tool.uv.sources") || table == "tool.uv.workspace" || table == "project" && strings.Trim(strings.TrimSpace(key), `"'`) == "dynamic" {
+			return true
+		}
+	}
+	return false
 }
 
 // selects says whether parts of a project are asked for.

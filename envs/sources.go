@@ -241,7 +241,8 @@ func takeSources(text []byte) ([]byte, error) {
 			}
 			s.URL, s.Rev = url[:i], url[i+1:]
 			s.Subdirectory = strings.TrimPrefix(sub, "subdirectory=")
-		case s.Editable || strings.HasPrefix(at, "./") || strings.HasPrefix(at, "../") || at == "." || strings.HasPrefix(at, "file:"):
+		case s.Editable || at == "." || strings.HasPrefix(at, "file:"), // also of [tool.uv.sources]: libs/a
+			strings.Contains(at, "/") && !strings.Contains(at, "://") && !strings.HasPrefix(at, "-"):
 			s.Path = path.Clean(strings.TrimPrefix(strings.TrimPrefix(at, "file://"), "/opt/in/"))
 			if i := strings.IndexByte(s.Path, '['); i > 0 {
 				s.Path = s.Path[:i]

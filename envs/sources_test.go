@@ -16,7 +16,7 @@ import (
 func TestWhatIsNotFromAnIndexIsTakenOutOfTheResolversList(t *testing.T) {
 	commit := strings.Repeat("0a", 20)
 	text, err := takeSources([]byte("--index-url https://i.test/s\n\n-e ./pkg\na==1 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n./w-1-py3-none-any.whl \\\n    --hash=sha256:cc\n" +
-		"g @ git+https://h.test/g.git@" + commit + "#subdirectory=py\nf @ file:///opt/in/libs/f\nu @ https://h.test/u-1-py3-none-any.whl \\\n    --hash=sha256:dd\n"))
+		"g @ git+https://h.test/g.git@" + commit + "#subdirectory=py\nf @ file:///opt/in/libs/f\nlibs/k\n--find-links ./x\nu @ https://h.test/u-1-py3-none-any.whl \\\n    --hash=sha256:dd\n"))
 	require.NoError(t, err)
 	m := &Manager{}
 	l, err := m.parseLock(text, "kept")
@@ -26,6 +26,7 @@ func TestWhatIsNotFromAnIndexIsTakenOutOfTheResolversList(t *testing.T) {
 		{Path: "w-1-py3-none-any.whl", Hash: "sha256:cc"},
 		{Name: "g", URL: "https://h.test/g.git", Rev: commit, Subdirectory: "py"},
 		{Name: "f", Path: "libs/f"},
+		{Path: "libs/k"},
 	}, l.sources)
 	var names []string
 	for _, q := range l.in.reqs {
