@@ -145,6 +145,9 @@ func (m *Manager) condaKey(r Recipe, l *condaLock) string {
 
 // findConda gives the baked environment, nil if there is none.
 func (m *Manager) findConda(r Recipe, in *input) (*Env, error) {
+	if r.anew() && in.conda == KindEnvironment {
+		return nil, nil
+	}
 	b, err := os.ReadFile(m.condaLockPath(r, in))
 	if err != nil {
 		return nil, nil //nolint:nilerr // not locked yet
@@ -317,21 +320,27 @@ func (m *Manager) resolvePipSection(ctx context.Context, r Recipe, l *condaLock,
 	if err != nil {
 		return "", err
 	}
-	return dropPinned(out, have), nil
+	return dropPinned(out, have, section.opts), nil
 }
 
-// dropPinned takes out of a lock what conda brings already.
-func dropPinned(text []byte, have map[string]string) string {
+// dropPinned takes out of a lock what conda brings already, and the indexes that
+// the section does not name itself: they are this host's configuration, maybe with
+// credentials, and are asked again when it is installed.
+func dropPinned(text []byte, have map[string]string, options []string) string {
 	var out strings.Builder
-	drop := false
+	for _, o := range options {
+		out.WriteString(dropUserinfo(o) + "\n")
+	}
+	drop := true
 	for line := range bytes.Lines(text) {
 		s := string(line)
 		if s != "" && !isWhite(s[0]) {
 			name, rest, ok := splitRequirement(strings.TrimRight(strings.TrimSpace(s), "\\ "))
-			drop = ok && have[normalise(name)] != "" && have[normalise(name)] == exactPin(strings.TrimSpace(strings.TrimSuffix(rest, "\\")))
+			version := have[normalise(name)]
+			drop = !ok || version != "" && version == exactPin(strings.TrimSpace(rest))
 		}
 		if !drop {
-			out.WriteString(dropUserinfo(s))
+			out.WriteString(s)
 		}
 	}
 	return out.String()

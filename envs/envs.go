@@ -588,6 +588,9 @@ func (m *Manager) find(r Recipe) (*Env, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.anew() && !in.isLock() {
+		return nil, nil
+	}
 	l, err := m.keptLock(r, in, py)
 	if l == nil || err != nil {
 		return nil, err
