@@ -156,7 +156,7 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 		}
 	}
 	m.progress.Phase("compile", count)
-	if err := m.compile(ctx, r, offline, []string{EnvDir + "/bin/python", "-I", "-S", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", EnvDir + "/lib"}); err != nil {
+	if err := m.compile(ctx, r, offline, append([]string{EnvDir + "/bin/python"}, compileArgs(EnvDir+"/lib")...)); err != nil {
 		return nil, err
 	}
 	m.progress.Phase("store", count)
@@ -257,7 +257,7 @@ var errConflict = errors.New("two wheels own one file")
 func wheelKey(q requirement, r Recipe, t *tool, py python) string {
 	h := append([]string{}, q.hashes...)
 	sort.Strings(h)
-	return digestOf(append([]string{schema, "wheel", q.name, q.version, py.key(r.Base), t.id(), archID}, h...)...)
+	return digestOf(append([]string{schema, "wheel", pycs, q.name, q.version, py.key(r.Base), t.id(), archID}, h...)...)
 }
 
 func skeletonKey(r Recipe, t *tool, py python) string {

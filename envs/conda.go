@@ -138,7 +138,7 @@ func (m *Manager) condaLockPath(r Recipe, in *input) string {
 
 // condaKey is the digest of everything that a bake depends on.
 func (m *Manager) condaKey(r Recipe, l *condaLock) string {
-	parts := []string{schema, "conda", l.lock().digest(), r.Base.Digest, EnvDir, "unchecked-hash", archID, fmt.Sprint(r.AllowBuild, r.AllowScripts), "hooks"}
+	parts := []string{schema, "conda", l.lock().digest(), r.Base.Digest, EnvDir, pycs, archID, fmt.Sprint(r.AllowBuild, r.AllowScripts), "hooks"}
 	parts = append(append(append(parts, r.Hooks...), "env"), r.Env...)
 	return digestOf(append(append(parts, "upon"), r.Base.Upon...)...)
 }

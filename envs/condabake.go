@@ -270,15 +270,15 @@ func (m *Manager) installConda(ctx context.Context, r Recipe, in *input, l *cond
 	}
 	if got.Python != "" {
 		m.progress.Phase("compile", count)
-		argv := []string{EnvDir + "/bin/python" + got.Python, "-I", "-S", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"}
+		var what []string
 		if l.Requirements != "" || len(r.Hooks) > 0 {
-			argv = append(argv, EnvDir+"/lib/python"+got.Python+"/site-packages")
+			what = append(what, EnvDir+"/lib/python"+got.Python+"/site-packages")
 		}
 		if got.Compile > 0 {
-			argv = append(argv, "-i", "/opt/compile.txt")
+			what = append(what, "-i", "/opt/compile.txt")
 		}
-		if len(argv) > 9 {
-			if err := m.compile(ctx, r, offline, argv); err != nil {
+		if len(what) > 0 {
+			if err := m.compile(ctx, r, offline, append([]string{EnvDir + "/bin/python" + got.Python}, compileArgs(what...)...)); err != nil {
 				return nil, got, err
 			}
 		}

@@ -318,7 +318,7 @@ func (m *Manager) ensure(ctx context.Context, r Recipe) (*Env, Phases, error) {
 // key is the digest of everything that a bake depends on.
 func (m *Manager) key(r Recipe, lock *lock, py python) string {
 	parts := []string{
-		schema, "venv", lock.digest(), py.key(r.Base), EnvDir, "unchecked-hash",
+		schema, "venv", lock.digest(), py.key(r.Base), EnvDir, pycs,
 		fmt.Sprint(r.SystemSitePackages, r.AllowBuild), "hooks",
 	}
 	parts = append(append(append(parts, r.Hooks...), "env"), r.Env...)

@@ -80,7 +80,7 @@ func (s *script) Run(_ context.Context, j Job) (JobResult, error) {
 			}
 			return nil
 		}
-	case strings.Contains(cmd, " compileall "):
+	case strings.Contains(cmd, compileScript):
 		step, do = "compile", func() error {
 			py, err := filepath.Glob(filepath.Join(site, "*.py"))
 			for _, p := range py {

@@ -71,7 +71,7 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 	}
 	return b.step(ctx, out, func() (*rootfs.Manifest, error) {
 		return b.installUpon(ctx, out, r, out.lock, py)
-	}, "packages", out.lock.digest(), py.key(r.Base), fmt.Sprint(r.AllowBuild))
+	}, "packages", pycs, out.lock.digest(), py.key(r.Base), fmt.Sprint(r.AllowBuild))
 }
 
 // installUpon brings a tree to what the lock says.
@@ -157,7 +157,7 @@ func (b *recipeBake) compileNew(ctx context.Context, w *workshop, j Job) error {
 		return fmt.Errorf("compile: %w", err)
 	}
 	b.progress.Phase("compile", "")
-	j.Argv = []string{EnvDir + "/bin/python", "-I", "-S", "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-i", scratchDir + "/modules"}
+	j.Argv = append([]string{EnvDir + "/bin/python"}, compileArgs("-i", scratchDir+"/modules")...)
 	var out tail
 	j.Stdout, j.Stderr = &out, &out
 	res, err := b.runner.Run(ctx, j)

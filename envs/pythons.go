@@ -264,7 +264,7 @@ func (m *Manager) tryPython(ctx context.Context, base rootfs.Base, tree, home st
 		return fail("", "add interpreter %q: at its new place it says %q", p.Source, lastLine(string(out.b)))
 	}
 	m.progress.Phase("compile", p.Version)
-	if _, err := try("-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", home+"/lib"); err != nil {
+	if _, err := try(compileArgs(home + "/lib")...); err != nil {
 		return fmt.Errorf("add interpreter: %w", err)
 	}
 	return ctx.Err()
