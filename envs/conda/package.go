@@ -191,7 +191,7 @@ func (p *Package) check(platform string) error {
 	case p.Subdir != "noarch" && p.Subdir != platform:
 		return bad("a lock is made per platform: conda-lock -p "+platform+", pixi.toml platforms, or conda list --explicit on such a machine",
 			"is for %s, not %s", shown(p.Subdir), platform)
-	case p.FileName != p.Name+"-"+p.Version+"-"+p.Build+".conda" && p.FileName != p.Name+"-"+p.Version+"-"+p.Build+".tar.bz2":
+	case !p.called(p.FileName):
 		return bad("", "file name does not fit %s %s %s", p.Name, p.Version, p.Build)
 	case p.SHA256 == "" && p.MD5 == "":
 		return bad("conda list --explicit --sha256 (or --md5) writes them; conda-lock and pixi always do", "has no hash")
@@ -209,6 +209,12 @@ func (p *Package) check(platform string) error {
 		return bad("", "URL has credentials")
 	}
 	return nil
+}
+
+// called says whether a file name is the package's; names have no case.
+func (p *Package) called(file string) bool {
+	name, version, build, ok := splitFileName(file)
+	return ok && strings.ToLower(name) == p.Name && version == p.Version && build == p.Build
 }
 
 func (p *PipPackage) check() error {
