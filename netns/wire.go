@@ -30,6 +30,7 @@ type Options struct {
 
 	Publish    []Port     `json:"publish,omitempty"`
 	ExposeUnix []UnixPort `json:"expose_unix,omitempty"`
+	HostPorts  []HostPort `json:"host_ports,omitempty"`
 	// DNS are the name servers' addresses (ModeFull); none is the host's own.
 	DNS []string `json:"dns,omitempty"`
 	MTU int      `json:"mtu,omitempty"` // 0 is that of the host's default route
@@ -92,6 +93,16 @@ type UnixPort struct {
 	ContainerPort int    `json:"container_port"`
 }
 
+// HostPort leads from a TCP port of 127.0.0.1 in the namespace to one of the
+// host's: a published port the other way round.
+type HostPort struct {
+	ContainerPort int `json:"container_port"`
+	HostPort      int `json:"host_port"`
+}
+
+// Served says whether ports, of either direction, are asked for.
+func (o *Options) Served() bool { return len(o.Publish)+len(o.ExposeUnix)+len(o.HostPorts) > 0 }
+
 // Reply is one JSON line of sbxrun-net's: first Ready or Error, at the end Stats.
 type Reply struct {
 	Ready *Ready   `json:"ready,omitempty"`
@@ -117,7 +128,7 @@ type Ready struct {
 // Decision is one allow or deny, with the rule that decided.
 type Decision struct {
 	Time time.Time `json:"time"`
-	// Via is how it was asked: connect, http, tcp (transparent), dns, publish.
+	// Via is how it was asked: connect, http, tcp (transparent), dns, publish, host-port.
 	Via     string `json:"via"`
 	Host    string `json:"host,omitempty"`    // the name that was asked for; "" is an address alone
 	Address string `json:"address,omitempty"` // that was connected to or refused; "" where none was looked up

@@ -57,6 +57,21 @@ func openPath(path string) (int, unix.Stat_t, error) {
 	return fd, st, nil
 }
 
+// openExact is openPath of a path with no symbolic link in it: what a program of
+// a sandbox may have put in its place meanwhile is refused.
+func openExact(path string) (int, unix.Stat_t, error) {
+	var st unix.Stat_t
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return -1, st, err
+	}
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, st, err
+	}
+	return fd, st, nil
+}
+
 // cloneTree gives a detached copy of the mount of what src is open on, with
 // mapped owners where ns is not nil and with attr set. path is for messages.
 func cloneTree(src int, path string, recursive bool, ns *os.File, attr uint64) (int, error) {

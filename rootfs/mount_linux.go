@@ -29,12 +29,22 @@ type VolumeMount struct {
 	Source, Target string
 	Mode           string // ro, rw, O (copy-on-write)
 	NoIDMap        bool   // keep owners as they are on disk
+	NoLinks        bool   // Source must hold no symbolic link
 	// Lowers are host directories below Source in a copy-on-write mount, topmost
 	// first.
 	Lowers []string
 	// UpperDir is a host directory from [MakeUpper]: a copy-on-write mount's
 	// writes go there, unbounded, and stay. "" is the sandbox's own upper.
 	UpperDir string
+}
+
+// Again is a folder of the first Layers lowers, shown at Target as well. It is
+// as it is in the root: what is written there goes with the sandbox, but the two
+// do not see each other's changes.
+type Again struct {
+	Folder string // below a layer, as opt/env
+	Target string
+	Layers int
 }
 
 // Assembly is what a root is put together from.
@@ -46,6 +56,8 @@ type Assembly struct {
 	Upper    Upper
 	Seeds    []Seed
 	Volumes  []VolumeMount
+	// Again shows folders of the topmost layers a second time.
+	Again []Again
 	// NoIDMapOK allows lowers whose file system cannot map owners: their files
 	// then look as if nobody owned them.
 	NoIDMapOK bool
@@ -148,7 +160,7 @@ func (b *builder) build() (err error) {
 		}
 		b.lowers = append(b.lowers, fd)
 	}
-	tree, err := b.overlay("the root", b.lowers, "root", "work")
+	tree, err := b.overlay("the root", b.lowers, "", "root", "work")
 	if err != nil {
 		return err
 	}
@@ -166,11 +178,42 @@ func (b *builder) build() (err error) {
 		}
 		b.add(fd, st, bind.Target, true)
 	}
+	layers := b.lowers[:len(b.lowers):len(b.lowers)]
 	for i, v := range b.a.Volumes {
 		if err := b.volume(i, v); err != nil {
 			return err
 		}
 	}
+	for i, v := range b.a.Again {
+		if err := b.again(strconv.Itoa(i), v, layers[:v.Layers]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// again shows a folder of layers. A layer that has none of it is left out.
+func (b *builder) again(id string, v Again, layers []int) error {
+	var have []int
+	var st unix.Stat_t
+	for i := len(layers) - 1; i >= 0; i-- { // the topmost one's stat is what counts
+		var one unix.Stat_t
+		if unix.Fstatat(layers[i], v.Folder, &one, unix.AT_SYMLINK_NOFOLLOW) == nil && one.Mode&unix.S_IFMT == unix.S_IFDIR {
+			have, st = append([]int{layers[i]}, have...), one
+		}
+	}
+	if len(have) == 0 {
+		return fmt.Errorf("mount environment on %q: its layers have no %q", v.Target, v.Folder)
+	}
+	root := b.a.IDs.Base
+	if err := makeUpper(int(b.r.upper.Fd()), "again"+id, "againwork"+id, root, root, st.Mode&0o777); err != nil {
+		return err
+	}
+	fd, err := b.overlay(v.Target, have, v.Folder, "again"+id, "againwork"+id)
+	if err != nil {
+		return err
+	}
+	b.add(fd, st, v.Target, false)
 	return nil
 }
 
@@ -230,8 +273,10 @@ func (b *builder) clone(at int, src string) (int, error) {
 }
 
 // source opens a host path that is to be mounted on target.
-func source(src, target string) (int, unix.Stat_t, error) {
-	at, st, err := openPath(src)
+func source(src, target string) (int, unix.Stat_t, error) { return sourceBy(openPath, src, target) }
+
+func sourceBy(open func(string) (int, unix.Stat_t, error), src, target string) (int, unix.Stat_t, error) {
+	at, st, err := open(src)
 	if err != nil {
 		return -1, st, hinted.New(fmt.Errorf("mount %q on %q: %w", src, target, err), "the host path must be there: it is not made for you")
 	}
@@ -274,7 +319,11 @@ func (b *builder) volume(i int, v VolumeMount) error {
 	default:
 		return fmt.Errorf("mount %q on %q: unknown mode %q", v.Source, v.Target, v.Mode)
 	}
-	at, st, err := b.volumeSource(v.Source, v.Target)
+	open := b.volumeSource
+	if v.NoLinks {
+		open = func(src, target string) (int, unix.Stat_t, error) { return sourceBy(openExact, src, target) }
+	}
+	at, st, err := open(v.Source, v.Target)
 	if err != nil {
 		return err
 	}
@@ -345,7 +394,7 @@ func (b *builder) copyOnWrite(i int, v VolumeMount, lowers []int, mode uint32) (
 		if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700)); err != nil {
 			return -1, fmt.Errorf("mount %q: %w", v.Target, err)
 		}
-		fd, err := b.overlay(v.Target, lowers, v.UpperDir+"/upper", work)
+		fd, err := b.overlay(v.Target, lowers, "", v.UpperDir+"/upper", work)
 		if errors.Is(err, unix.EINVAL) {
 			return -1, hinted.New(err, "the store must be on a file system that can be written in layers: ext4, xfs, btrfs or tmpfs (--root)")
 		}
@@ -355,7 +404,7 @@ func (b *builder) copyOnWrite(i int, v VolumeMount, lowers []int, mode uint32) (
 	if err := makeUpper(int(b.r.upper.Fd()), "vol"+id, "volwork"+id, uid, gid, mode); err != nil {
 		return -1, err
 	}
-	return b.overlay(v.Target, lowers, "vol"+id, "volwork"+id)
+	return b.overlay(v.Target, lowers, "", "vol"+id, "volwork"+id)
 }
 
 // makeUpper makes an overlay's two directories in the file system up.
@@ -420,20 +469,21 @@ func writeAt(dir int, path string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// overlay gives a detached overlay of lowers (topmost first), an upper and a
-// work directory: of the upper's file system, or absolute paths on the host. The layers go in one by one
-// (lowerdir+, Linux 6.5): no 4096-byte limit.
-func (b *builder) overlay(what string, lowers []int, upper, work string) (int, error) {
+// overlay gives a detached overlay of a folder ("" is all) of lowers (topmost
+// first), an upper and a work directory: of the upper's file system, or absolute
+// paths on the host. The layers go in one by one (lowerdir+, Linux 6.5): no
+// 4096-byte limit.
+func (b *builder) overlay(what string, lowers []int, folder, upper, work string) (int, error) {
 	up := fdPath(int(b.r.upper.Fd()))
 	var paths []string
 	for _, l := range lowers {
-		paths = append(paths, fdPath(l))
+		paths = append(paths, filepath.Join(fdPath(l), folder))
 	}
 	fd, err := fsmountOverlay(what, paths, under(up, upper), under(up, work))
 	if err == nil || !errors.Is(err, errOldOverlay) {
 		return fd, err
 	}
-	return b.stagedOverlay(what, lowers, upper, work)
+	return b.stagedOverlay(what, lowers, folder, upper, work)
 }
 
 func under(dir, p string) string {
@@ -448,7 +498,7 @@ func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 // stagedOverlay is for kernels that take only attached mounts as layers
 // (before Linux 6.15): they are attached in a private mount namespace, and the
 // overlay is cloned out of it.
-func (b *builder) stagedOverlay(what string, lowers []int, upper, work string) (tree int, err error) {
+func (b *builder) stagedOverlay(what string, lowers []int, folder, upper, work string) (tree int, err error) {
 	if b.ns == nil {
 		if b.ns, err = NewNamespace(b.a.Stage); err != nil {
 			return -1, err
@@ -471,11 +521,14 @@ func (b *builder) stagedOverlay(what string, lowers []int, upper, work string) (
 			paths = append(paths, b.staged[fd])
 		}
 		up, paths := paths[0], paths[1:]
+		for i := range paths {
+			paths[i] = filepath.Join(paths[i], folder)
+		}
 		tree, err = fsmountOverlay(what, paths, under(up, upper), under(up, work))
 		if !errors.Is(err, errOldOverlay) {
 			return err
 		}
-		target := filepath.Join(b.a.Stage, "overlay"+strconv.Itoa(lowers[0]))
+		target := filepath.Join(b.a.Stage, "overlay-"+filepath.Base(upper)+strconv.Itoa(lowers[0]))
 		if err := os.Mkdir(target, 0o711); err != nil {
 			return fmt.Errorf("make mountpoint: %w", err)
 		}

@@ -270,7 +270,7 @@ func TestOverlayOfStagedLayers(t *testing.T) {
 	for i := range 2 { // the upper is staged once, for the root and for volumes
 		id := strings.Repeat("x", i+1)
 		require.NoError(t, makeUpper(int(b.r.upper.Fd()), id, "work"+id, testIDs, testIDs, 0o755))
-		tree, err := b.stagedOverlay("a test", b.lowers, id, "work"+id)
+		tree, err := b.stagedOverlay("a test", b.lowers, "", id, "work"+id)
 		require.NoError(t, err)
 		fd, err := unix.Openat(tree, "f", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		require.NoError(t, err)

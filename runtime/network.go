@@ -90,7 +90,7 @@ func (p *Plan) helperID() uint32 {
 
 // helped says whether the plan's network takes sbxrun-net.
 func (p *Plan) helped() bool {
-	return p.Network == netns.ModeEgress || p.Network == netns.ModeFull || p.Net != nil && len(p.Net.Publish)+len(p.Net.ExposeUnix) > 0
+	return p.Network == netns.ModeEgress || p.Network == netns.ModeFull || p.Net != nil && p.Net.Served()
 }
 
 func (s *sandbox) openNetwork() error {
@@ -544,7 +544,7 @@ func (p *Plan) network(spec Spec, _ *Host) error {
 		return planErr("set up network", what, errors.New(why), hint)
 	}
 	rules := len(o.Allow)+len(o.Deny)+len(o.Into) > 0
-	ports := len(o.Publish)+len(o.ExposeUnix) > 0
+	ports := o.Served()
 	rate := o.RateUpBPS != 0 || o.RateDownBPS != 0
 	quota := o.MaxBytes != 0 || o.MaxConns != 0 && !ports
 	wants := func(ok bool, flag, where string) error {
@@ -569,7 +569,7 @@ func (p *Plan) network(spec Spec, _ *Host) error {
 		wants(!rate || egress || full, "--net-rate", "egress or full"),
 		wants(!quota || egress, "--net-bytes or --net-conns", "egress"),
 		wants(len(o.DNS) == 0 && o.MTU == 0 || full, "--dns or --mtu", "full"),
-		wants(!ports || egress || full || mode == netns.ModeNone, "--publish or --expose-unix", "none, egress or full"),
+		wants(!ports || egress || full || mode == netns.ModeNone, "--publish, --expose-unix or --host-port", "none, egress or full"),
 	} {
 		if err != nil {
 			return err
@@ -647,6 +647,9 @@ func networkText(mode string, o *netns.Options) string {
 	}
 	for _, x := range o.ExposeUnix {
 		parts = append(parts, fmt.Sprintf("publish %s to %d", x.Path, x.ContainerPort))
+	}
+	for _, x := range o.HostPorts {
+		parts = append(parts, fmt.Sprintf("%d leads to port %d of the host's loopback", x.ContainerPort, x.HostPort))
 	}
 	if o.RateUpBPS != 0 || o.RateDownBPS != 0 {
 		parts = append(parts, fmt.Sprintf("rate up %s down %s bit/s", zero(o.RateUpBPS), zero(o.RateDownBPS)))

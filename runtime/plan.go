@@ -341,6 +341,12 @@ func (p *Plan) rootfs(spec Spec, _ *Host) error {
 		}
 	}
 
+	if l := spec.Layer; l != nil && l.At != "" {
+		if err := target(l.At); err != nil {
+			return err
+		}
+	}
+
 	const safe = unix.MS_NOSUID | unix.MS_NODEV
 	shm := spec.ShmSizeBytes
 	if shm == 0 {
@@ -606,6 +612,9 @@ func (p *Plan) Text() string {
 	row("base", "%s %s", p.Base.Name, p.Base.Digest)
 	if p.Layer != nil {
 		row("environment", "%s", p.Layer.Digest)
+		if p.Layer.At != "" {
+			row("environment", "on %s", p.Layer.At)
+		}
 	}
 	ro := ""
 	if p.ReadOnly {

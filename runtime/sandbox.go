@@ -331,13 +331,16 @@ func (s *sandbox) makeRoot() error {
 	}
 	if p.Layer != nil {
 		a.Lowers = append(p.Layer.layers(), a.Lowers...)
+		if p.Layer.At != "" {
+			a.Again = []rootfs.Again{{Folder: p.Layer.Prefix, Target: p.Layer.At, Layers: len(p.Layer.layers())}}
+		}
 	}
 	for _, v := range p.Volumes {
 		mode := v.Mode
 		if mode == "" {
 			mode = "rw"
 		}
-		a.Volumes = append(a.Volumes, rootfs.VolumeMount{Source: v.Source, Target: v.Target, Mode: mode, NoIDMap: v.NoIDMap, Lowers: v.Lowers, UpperDir: v.UpperDir})
+		a.Volumes = append(a.Volumes, rootfs.VolumeMount{Source: v.Source, Target: v.Target, Mode: mode, NoIDMap: v.NoIDMap, NoLinks: v.NoLinks, Lowers: v.Lowers, UpperDir: v.UpperDir})
 	}
 	if s.root, err = rootfs.Assemble(a); err != nil {
 		return err

@@ -103,6 +103,10 @@ type EnvLayer struct {
 	// put before PATH.
 	Env        []string `json:"env,omitempty"`
 	PathPrefix []string `json:"path_prefix,omitempty"`
+	// At is a second place inside where its prefix (Prefix, below the layers) is
+	// shown; "" is none.
+	At     string `json:"at,omitempty"`
+	Prefix string `json:"prefix,omitempty"`
 }
 
 // layers are all its directories, topmost first.
@@ -119,6 +123,9 @@ type Volume struct {
 	// NoIDMap binds without translating owners (bakes want files of host root).
 	// The zero value maps the source's owner to the sandbox's user.
 	NoIDMap bool `json:"no_idmap,omitempty"`
+	// NoLinks refuses a Source that holds a symbolic link: for what lies in a
+	// folder that sandboxes write to.
+	NoLinks bool `json:"no_links,omitempty"`
 	// Lowers are host directories below Source, topmost first, and UpperDir is
 	// where writes go and stay (rootfs.MakeUpper); both with mode "O" only.
 	Lowers   []string `json:"lowers,omitempty"`

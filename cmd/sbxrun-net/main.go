@@ -192,11 +192,11 @@ func open(req netns.Request, ns *netns.NS) (s *server, err error) {
 	default:
 		return nil, fmt.Errorf("set up network %q: unknown mode", req.Mode)
 	}
-	if len(req.Publish)+len(req.ExposeUnix) > 0 {
+	if req.Served() {
 		if s.inside, err = ns.Enter(); err != nil {
 			return nil, err
 		}
-		if s.ports, s.ready.Ports, err = publish.Open(ns, s.inside, req.Publish, req.ExposeUnix, req.MaxConns, s.ledger.note); err != nil {
+		if s.ports, s.ready.Ports, err = publish.Open(s.inside, req.Options, s.ledger.note); err != nil {
 			return nil, err
 		}
 		s.ready.Serving = true

@@ -24,6 +24,7 @@ type option struct {
 	usage       string // `x` in it names the value
 	value       value
 	changed     bool
+	given       []string // what it was set to, as it was written
 	hidden      bool
 }
 
@@ -152,7 +153,7 @@ func (o *option) set(s string) error {
 		}
 		return fmt.Errorf("invalid value %q for %q flag: %w", s, name, err)
 	}
-	o.changed = true
+	o.changed, o.given = true, append(o.given, s)
 	return nil
 }
 

@@ -48,7 +48,7 @@ const (
 
 // notForServices are flags that only a job has, and why.
 var notForServices = map[string]string{
-	"network": "it is the job's", "allow": "it is the job's", "deny": "it is the job's", "publish": "it is the job's", "expose-unix": "it is the job's",
+	"network": "it is the job's", "allow": "it is the job's", "deny": "it is the job's", "publish": "it is the job's", "expose-unix": "it is the job's", "host-port": "it is the job's",
 	"dns": "it is the job's", "net-rate": "it is the job's", "net-bytes": "it is the job's", "net-conns": "it is the job's", "net-log": "it is the job's", "mtu": "it is the job's",
 	"report": "a service is in the job's report", "json-status-fd": "a service is in the job's report",
 	"tty": "a service has no terminal", "interactive": "a service has no standard input",

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,23 +11,24 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/runtime"
 )
 
 type kernelOptions struct {
-	*runOptions
+	*shimOptions
 	dataDir, display string
-	remove           bool
 }
 
 func envKernelVerb() *verb {
 	return &verb{
-		name: "env kernel", args: "[flags of run] NAME", passes: true,
+		name: "env kernel", args: "[flags of run] NAME",
 		short: "make a Jupyter kernel that runs in a sandbox over an environment (which has ipykernel)",
 		long: "Writes DATA/kernels/NAME/kernel.json. Each kernel is a sandbox of its own, reached through its\n" +
 			"five ports on the host's 127.0.0.1. With --project DIR that directory is shown writable at its\n" +
 			"own path; without, the one that the notebook lies in, unless that holds more than a project.",
 		setup: func(c *command) {
-			o := &kernelOptions{runOptions: declareRun(c)}
+			o := &kernelOptions{shimOptions: declareShim(c)}
+			c.flags.Lookup("debug").hidden = true
 			c.flags.StringVar(&o.dataDir, "data-dir", "", "Jupyter's data `directory` (default: JUPYTER_DATA_DIR, else ~/.local/share/jupyter)")
 			c.flags.StringVar(&o.display, "display-name", "", "`name` that people see (default: NAME (sbxrun))")
 			c.flags.BoolVar(&o.remove, "remove", "remove a kernel that was made by this verb")
@@ -40,24 +42,28 @@ func envKernelVerb() *verb {
 			if strings.Trim(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") != "" || name == "" || name[0] == '.' {
 				return 0, usage("letters, digits, dot, dash and underscore", "env kernel %q: not a kernel's name", name)
 			}
+			if err := needRoot(c); err != nil {
+				return 0, err
+			}
 			data, err := o.data()
 			if err != nil {
 				return 1, err
 			}
-			dir := filepath.Join(data, "kernels", name)
+			dir, err := realParent(filepath.Join(data, "kernels", name))
+			if err != nil {
+				return 1, fmt.Errorf("env kernel: %w", err)
+			}
 			if o.remove {
 				return 0, removeShim(dir)
 			}
-			if _, err := os.Stat(dir); err == nil {
-				if err := oursAt(dir); err != nil {
-					return 1, err
-				}
+			if _, err := oursAt(dir); err != nil {
+				return 1, err
 			}
 			anywhere := o.project == ""
 			if anywhere {
 				o.project = "none"
 			}
-			set, env, err := shimOf(c, o.runOptions, withoutKernelFlags(c.raw[:len(c.raw)-len(args)]), dir)
+			set, env, files, err := o.settings(c, dir, false)
 			if err != nil {
 				return 1, err
 			}
@@ -67,7 +73,7 @@ func envKernelVerb() *verb {
 			if anywhere {
 				set.Project = "." // where the kernel is started
 			}
-			return 0, o.write(c, dir, name, set)
+			return 0, o.write(c, dir, name, set, files)
 		},
 	}
 }
@@ -86,21 +92,6 @@ func (o *kernelOptions) data() (string, error) {
 	return filepath.Join(home, ".local/share/jupyter"), nil
 }
 
-// withoutKernelFlags leaves run's own flags.
-func withoutKernelFlags(args []string) (out []string) {
-	for i := 0; i < len(args); i++ {
-		switch name, _, joined := strings.Cut(args[i], "="); name {
-		case "--data-dir", "--display-name":
-			if !joined {
-				i++
-			}
-		default:
-			out = append(out, args[i])
-		}
-	}
-	return out
-}
-
 func hasPackage(env *envs.Env, name string) bool {
 	for _, p := range env.Packages {
 		if p.Name == name {
@@ -110,7 +101,7 @@ func hasPackage(env *envs.Env, name string) bool {
 	return false
 }
 
-func (o *kernelOptions) write(c *command, dir, name string, set *shimSettings) error {
+func (o *kernelOptions) write(c *command, dir, name string, set *shimSettings, files shimFiles) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("env kernel: %w", err)
@@ -119,24 +110,19 @@ func (o *kernelOptions) write(c *command, dir, name string, set *shimSettings) e
 	if display == "" {
 		display = name + " (sbxrun)"
 	}
-	spec := map[string]any{
+	b, err := json.MarshalIndent(map[string]any{
 		"argv":         []string{self, "kernel-exec", dir, "{connection_file}"},
 		"display_name": display, "language": "python",
 		// By message: a signal would have to find the kernel among its children.
 		"interrupt_mode": "message",
 		"metadata":       map[string]any{"debugger": true},
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("env kernel: %w", err)
-	}
-	for file, v := range map[string]any{shimSettingsFile: set, "kernel.json": spec} {
-		b, err := json.MarshalIndent(v, "", "  ")
-		if err == nil {
-			err = replaceFile(filepath.Join(dir, file), string(b)+"\n", 0o644)
-		}
-		if err != nil {
-			return fmt.Errorf("env kernel: %w", err)
-		}
+	}, "", "  ")
+	w := &shimWriter{dir: dir, err: err}
+	w.mkdir(".")
+	w.settings(set, files)
+	w.file("kernel.json", string(b)+"\n", 0o644)
+	if w.err != nil {
+		return fmt.Errorf("env kernel: %w", w.err)
 	}
 	c.ui.outf("%s\n", filepath.Join(dir, "kernel.json"))
 	return nil
@@ -184,7 +170,7 @@ func kernelExec(u *ui, args []string) int {
 	if err != nil {
 		return fail(err)
 	}
-	b, err := os.ReadFile(file)
+	b, err := readSmall(file)
 	if err != nil {
 		return fail(fmt.Errorf("read connection file: %w", err))
 	}
@@ -198,22 +184,40 @@ func kernelExec(u *ui, args []string) int {
 	}
 	if set.Project == "." {
 		set.Project = ""
-		if cwd, err := os.Getwd(); err == nil && !unsafeProject(cwd) {
+		if cwd, err := currentDir(); err == nil && !unsafeProject(cwd) {
 			set.Project = cwd
 		}
-	}
-	// A kernel outlives no server: ipykernel watches its parent, which it cannot see.
-	if os.Getenv("JPY_PARENT_PID") != "" {
-		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
-			return fail(fmt.Errorf("watch Jupyter: %w", err))
+		if err := set.checkPlace(args[0], false, nil); err != nil {
+			return fail(err)
 		}
 	}
-	return set.exec(u, "", func(_ *envs.Env, home string) []string {
-		return []string{home + "/bin/python", "-m", "ipykernel_launcher", "-f", file, "--IPKernelApp.parent_handle=1"} // 1: there is a server, and no parent to watch
-	}, func(o *runOptions) error {
-		for _, p := range ports {
-			o.publish = append(o.publish, fmt.Sprintf("127.0.0.1:%d:%d", p, p))
-		}
-		return nil
-	})
+	real, err := filepath.EvalSymlinks(file)
+	if err != nil {
+		return fail(fmt.Errorf("read connection file: %w", err))
+	}
+	set.again = "sbxrun env kernel"
+	x := shimRun{
+		shimSettings: set,
+		// 1: there is a server, and no parent to watch, which could not be seen.
+		argv: []string{envs.EnvDir + "/bin/python", "-m", "ipykernel_launcher", "-f", file, "--IPKernelApp.parent_handle=1"},
+	}
+	if !within(set.Project, real) {
+		x.shown = []runtime.Volume{{Source: real, Target: file, Mode: "ro", NoLinks: true}}
+	}
+	for _, p := range ports {
+		x.publish = append(x.publish, fmt.Sprintf("127.0.0.1:%d:%d", p, p))
+	}
+	x.at = args[0]
+	return x.run(u)
+}
+
+// readSmall reads a regular file of at most 64 KiB.
+func readSmall(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, 64<<10))
 }

@@ -38,7 +38,6 @@ type command struct {
 	dirs  runtime.Dirs
 	quiet bool
 	opts  any
-	raw   []string // all arguments after the verb
 }
 
 // usageError is bad input on the command line.
@@ -94,7 +93,6 @@ func dispatch(args []string) int {
 // invoke parses the flags of a verb and runs it.
 func invoke(u *ui, v *verb, args []string) int {
 	c := newCommand(u, v)
-	c.raw = args
 	bad := 2
 	if v.name == "run" {
 		bad = 125

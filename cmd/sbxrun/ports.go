@@ -76,6 +76,18 @@ func parseUnixPort(s string) (p netns.UnixPort, err error) {
 	return p, wrapPort(s, err)
 }
 
+// parseHostPort reads PORT or INSIDE:PORT.
+func parseHostPort(s string) (p netns.HostPort, err error) {
+	inside, host, two := strings.Cut(s, ":")
+	if !two {
+		host = inside
+	}
+	if p.ContainerPort, err = parsePort(inside, 1); err == nil {
+		p.HostPort, err = parsePort(host, 1)
+	}
+	return p, wrapPort(s, err)
+}
+
 // rateUnits are tc(8)'s.
 var rateUnits = []struct {
 	suffix string

@@ -45,7 +45,7 @@ type runOptions struct {
 	capAdd, capDrop, securityOpt                     []string
 	network, netLog                                  string
 	net                                              netns.Options
-	publish, exposeUnix                              []string
+	publish, exposeUnix, hostPorts                   []string
 	netRate                                          string
 	mtu, netConns                                    int64
 	hostname, name                                   string
@@ -61,6 +61,9 @@ type runOptions struct {
 	// arrange changes the spec when the environment (nil: none) is known: what is
 	// not flags of run's own. It may be nil.
 	arrange func(*runtime.Spec, *envs.Env) error
+	// ended, which may be nil, sees the result, and says whether people need not be
+	// told how it ended.
+	ended func(*runtime.Result, error) (told bool)
 }
 
 type sizeValueHolder = int64
@@ -168,6 +171,7 @@ func declareRun(c *command) *runOptions {
 	f.ListVar(&o.net.Deny, "deny", "what may not, although it is allowed: `host[:port]`, *.host, address or CIDR")
 	f.ListVarP(&o.publish, "publish", "p", "`[ip:]host:container[/udp]`: a port of the host's that leads inside, also to 127.0.0.1; host port 0 is any free one")
 	f.ListVar(&o.exposeUnix, "expose-unix", "`path:port`: a UNIX socket of the host's, for its owner only, that leads to a TCP port inside")
+	f.ListVar(&o.hostPorts, "host-port", "`[inside:]port`: 127.0.0.1:inside leads to this TCP port of the host's 127.0.0.1, with none, egress and full")
 	f.ListVar(&o.net.DNS, "dns", "name server's `address` (--network full; default: the host's)")
 	f.StringVar(&o.netRate, "net-rate", "", "`up,down` as tc writes rates: 10mbit,100mbit; one value is both")
 	size(&o.net.MaxBytes, "net-bytes", "", "what may cross the network, both ways together (--network egress)", false)
@@ -370,6 +374,13 @@ func (o *runOptions) options() (netns.Options, error) {
 		}
 		n.ExposeUnix = append(n.ExposeUnix, p)
 	}
+	for _, v := range o.hostPorts {
+		p, err := parseHostPort(v)
+		if err != nil {
+			return n, wrap("host-port", err)
+		}
+		n.HostPorts = append(n.HostPorts, p)
+	}
 	if o.netRate != "" {
 		var err error
 		if n.RateUpBPS, n.RateDownBPS, err = parseRate(o.netRate); err != nil {
@@ -464,7 +475,7 @@ func (o *runOptions) prepare(sigs *signals, c *command, io *runtime.IO, args []s
 		if io.NetLog, err = o.openNetLog(); err != nil {
 			return nil, nil, err
 		}
-		if o.network == netns.ModeEgress || o.network == netns.ModeFull || len(spec.Net.Allow)+len(o.publish)+len(o.exposeUnix) > 0 {
+		if o.network == netns.ModeEgress || o.network == netns.ModeFull || len(spec.Net.Allow) > 0 || spec.Net.Served() {
 			io.Helper = runtime.StartHelper(io.NetLog)
 		}
 		io.NetworkReady = func(r *netns.Ready) {
@@ -631,6 +642,10 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 		c.ui.note("%s", n)
 	}
 	told := journal(res)
+	if o.ended != nil {
+		told = o.ended(res, err) || told
+	}
+
 	if err == nil && res.Message != "" && res.Status != runtime.StatusOK && !told {
 		c.ui.note("%s", res.Message)
 		if res.Hint != "" && !c.quiet {

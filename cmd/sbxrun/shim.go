@@ -1,103 +1,116 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/runtime"
 )
 
-// A shim folder looks like a virtual environment. Each program in it is a script of
-// one line, "#!/usr/local/bin/sbxrun shim-exec", which the kernel turns into
-// "sbxrun shim-exec DIR/bin/python ARG…": a run, with the flags that the folder was
-// made with, of the environment's program of that name. Inside, the environment lies
-// at DIR too, and the project at its own path: paths mean the same on both sides.
+// A shim folder looks like a virtual environment. Each program in it is a script
+// whose first line is "#!/usr/local/bin/sbxrun shim-exec": the kernel starts sbxrun
+// with the script's path, and nothing is between the tool that asked and the
+// supervisor. That is a run, with the flags that the folder was made with, of the
+// environment's program of that name (shimexec.go). Inside, the environment lies at
+// DIR too, and the project at its own path: paths mean the same on both sides.
 //
-// DIR may lie in the project, which the sandbox may write, and what lies in DIR is
-// executed on the host. So inside DIR is always covered by a read-only mount, which
-// no program in the sandbox can move: not even by its parent, which is the
-// project's top folder (see checkShimDir).
+// The project is writable inside, and what lies in DIR decides what the host does.
+// So DIR is covered inside by the environment, and lies where no program can move
+// it (checkShimDir); what a run depends on is in DIR and not in the project: which
+// environment (by its key), the settings of -f, the lock.
 
 const shimSettingsFile = "sbxrun.json"
 
 // shimSettings is what a shim folder, or the folder of a kernel, remembers.
 type shimSettings struct {
 	Version int      `json:"version"`
-	Flags   []string `json:"flags"`   // of run
-	Cwd     string   `json:"cwd"`     // that their paths are relative to
-	Project string   `json:"project"` // "" is none
+	Env     string   `json:"env"`             // the environment's key
+	Name    string   `json:"name,omitempty"`  // that it was asked for by
+	Flags   []string `json:"flags,omitempty"` // of run
+	Cwd     string   `json:"cwd"`             // that their paths are relative to
+	File    string   `json:"file,omitempty"`  // in the folder: a copy of what -f named
+	Lock    string   `json:"lock,omitempty"`  // in the folder: what the environment is baked from again
+	Project string   `json:"project"`         // "" is none
 	Root    string   `json:"root"`
 	State   string   `json:"state"`
-	Digest  string   `json:"digest"` // of the environment that the folder shows
+	Debug   bool     `json:"debug,omitempty"`  // debuggers get the ports that their command lines name
+	Direct  []string `json:"direct,omitempty"` // programs that are no scripts of the environment's Python
+
+	again string // the command that makes it
 }
 
-// shimEnv are the variables of the caller's that a program in a shim gets: those that
-// tools and their users speak to Python tools with. No credentials are among them.
-var shimEnv = []string{
-	"PYTHON*", "PYTEST_*", "PY_COLORS", "COVERAGE_*", "COV_*", "TOX_*", "NOX_*", "PYDEVD_*", "DEBUGPY_*", "PYCHARM_*", "VSCODE_PID", "IPY_*", "MPLBACKEND",
-	"TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "CLICOLOR*", "COLUMNS", "LINES", "LANG", "LANGUAGE", "LC_*", "TZ", "CI", "SOURCE_DATE_EPOCH",
-}
-
-// notShimEnv are matched by those and mean paths of the host's or another Python.
-var notShimEnv = []string{"PYTHONHOME", "PYTHONEXECUTABLE", "PYTHONUSERBASE", "PYTHON_KEYRING_BACKEND"}
-
-func passesEnv(name string) bool {
-	if slices.Contains(notShimEnv, name) {
-		return false
-	}
-	return slices.ContainsFunc(shimEnv, func(p string) bool {
-		prefix, many := strings.CutSuffix(p, "*")
-		return name == p || many && strings.HasPrefix(name, prefix)
-	})
-}
+// shimFiles are files that a folder has beside what a venv has.
+type shimFiles map[string][]byte
 
 type shimOptions struct {
 	*runOptions
-	remove bool
+	remove, copy, debug bool
+}
+
+// notInShims are flags of run that a shim decides, or that would be the same for
+// all programs that run at a time.
+var notInShims = []string{"tty", "interactive", "workdir", "json-status-fd", "name", "command", "report", "quiet", "preserve-fds"}
+
+// ofShims are flags that settings have in other words.
+var ofShims = []string{"requirements", "with", "project", "file", "root", "state", "refresh", "remove", "copy", "debug", "data-dir", "display-name"}
+
+// declareShim declares the flags of run as a shim has them.
+func declareShim(c *command) *shimOptions {
+	o := &shimOptions{runOptions: declareRun(c)}
+	for _, n := range notInShims {
+		if f := c.flags.Lookup(n); f != nil {
+			f.hidden = true
+		}
+	}
+	c.flags.Lookup("project").usage = "`directory` to show at its own path, writable; none is none (default: the current one)"
+	c.flags.BoolVar(&o.debug, "debug", "give programs the host's ports that a debugger's command line names (debugpy, pydevd)")
+	return o
 }
 
 func envShimVerb() *verb {
 	return &verb{
-		name: "env shim", args: "[flags of run] DIR", passes: true,
+		name: "env shim", args: "[flags of run] DIR",
 		short: "make a folder that looks like a virtual environment and whose programs run in sandboxes",
 		long: "Editors and tools use DIR as they use a venv. The project (--project DIR, default: the current\n" +
 			"directory) is shown writable at its own path, the environment at DIR, nothing else of the host's\n" +
-			"but what flags name, and files that are arguments: those are readable. Made again, it is renewed.",
+			"but what flags name. The environment and the settings of -f are kept as they are now: made\n" +
+			"again, the folder is renewed. docs/ide.md tells more.",
 		setup: func(c *command) {
-			o := &shimOptions{runOptions: declareRun(c)}
+			o := declareShim(c)
 			c.flags.BoolVar(&o.remove, "remove", "remove a folder that was made by this verb")
+			c.flags.BoolVar(&o.copy, "copy", "copy the packages' sources, for editors that are not root's")
 			c.opts = o
 		},
 		run: func(c *command, args []string) (int, error) {
+			o := c.opts.(*shimOptions)
 			if err := wantArgs(c, args, 1, 1); err != nil {
 				return 0, err
 			}
-			dir, err := filepath.Abs(args[0])
-			if err != nil {
-				return 1, err
+			if err := needRoot(c); err != nil {
+				return 0, err
 			}
-			o := c.opts.(*shimOptions)
+			dir, err := realParent(args[0])
+			if err != nil {
+				return 1, fmt.Errorf("env shim: %w", err)
+			}
 			if o.remove {
 				return 0, removeShim(dir)
 			}
-			set, env, err := shimOf(c, o.runOptions, c.raw[:len(c.raw)-len(args)], dir)
+			set, env, files, err := o.settings(c, dir, true)
 			if err != nil {
 				return 1, err
 			}
-			if err := checkShimDir(dir, set.Project, o.volumes); err != nil {
-				return 1, err
-			}
-			if err := writeShim(dir, set, env); err != nil {
+			if err := writeShim(dir, set, env, files, o.copy); err != nil {
 				return 1, err
 			}
 			c.ui.outf("%s\n", filepath.Join(dir, "bin/python"))
@@ -106,162 +119,271 @@ func envShimVerb() *verb {
 	}
 }
 
-// shimOf bakes or finds the environment and gives the settings of a folder that
-// runs programs over it.
-func shimOf(c *command, o *runOptions, flags []string, dir string) (*shimSettings, *envs.Env, error) {
-	if o.requirements == "" && o.with == "" && o.file == "" {
-		return nil, nil, usage("-r FILE or --with NAME", "%s: no environment", c.verb.name)
-	}
-	cwd, err := os.Getwd()
+// realParent is the absolute path with the links of the folders above it followed,
+// not its own.
+func realParent(p string) (string, error) {
+	p, err := filepath.Abs(p)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", c.verb.name, err)
+		return "", err
 	}
-	set := &shimSettings{Version: 1, Flags: flags, Cwd: cwd, Root: c.dirs.Root, State: c.dirs.State}
-	if err := o.load(c); err != nil {
-		return nil, nil, err
+	below := filepath.Base(p)
+	for up := filepath.Dir(p); ; up = filepath.Dir(up) {
+		real, err := filepath.EvalSymlinks(up)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) || up == "/" {
+			return filepath.Join(real, below), err
+		}
+		below = filepath.Join(filepath.Base(up), below)
 	}
-	switch {
-	case o.project == "none":
-	case o.project == "" && unsafeProject(cwd):
-		return nil, nil, usage("--project DIR names it, --project none shows none", "%s: %q holds more than a project", c.verb.name, cwd)
-	case o.project == "":
-		set.Project = cwd
-	default:
-		if set.Project, err = o.projectOf(); err != nil {
-			return nil, nil, err
+}
+
+// settings bakes or finds the environment and gives the settings of a folder that
+// runs programs over it; shown says that the folder itself is seen inside. A plan is
+// made: what is wrong is told now.
+func (o *shimOptions) settings(c *command, dir string, shown bool) (*shimSettings, *envs.Env, shimFiles, error) {
+	bad := func(hint, format string, a ...any) (*shimSettings, *envs.Env, shimFiles, error) {
+		return nil, nil, nil, usage(hint, c.verb.name+": "+format, a...)
+	}
+	for _, n := range notInShims {
+		if c.flags.Changed(n) {
+			return bad("each program of a shim has its own", "--%s: not for shims", n)
 		}
 	}
+	if strings.Contains(o.indexURL, "@") {
+		return bad("uv's and pip's own configuration can have them", "--index-url with credentials would be written down")
+	}
+	set := &shimSettings{Version: 1, Name: o.with, Debug: o.debug}
+	files := shimFiles{}
+	var err error
+	for p, to := range map[*string]string{&set.Root: c.dirs.Root, &set.State: c.dirs.State, &set.Cwd: "."} {
+		if *p, err = filepath.Abs(to); err != nil {
+			return nil, nil, nil, fmt.Errorf("%s: %w", c.verb.name, err)
+		}
+	}
+	for i := range c.flags.all {
+		if f := &c.flags.all[i]; !slices.Contains(ofShims, f.name) {
+			for _, v := range f.given {
+				set.Flags = append(set.Flags, "--"+f.name+"="+v)
+			}
+		}
+	}
+	if err := o.load(c); err != nil {
+		return nil, nil, nil, err
+	}
+	if len(o.services) > 0 {
+		return bad("start them by themselves", "-f %q: services are for run", o.file)
+	}
+	if o.requirements == "" && o.with == "" {
+		return bad("-r FILE or --with NAME", "no environment")
+	}
+	if o.file != "" {
+		file := settingsFile(o.file)
+		set.File = filepath.Base(file)
+		if files[set.File], err = os.ReadFile(file); err != nil {
+			return nil, nil, nil, fmt.Errorf("%s: %w", c.verb.name, err)
+		}
+	}
+	if set.Project, err = o.shimProject(c, set.Cwd); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := set.checkPlace(dir, shown, o.volumes); err != nil {
+		return nil, nil, nil, err
+	}
 	o.project = "none" // not at /work
+	if !shown {
+		dir = ""
+	}
 	var env *envs.Env
 	o.arrange = func(spec *runtime.Spec, e *envs.Env) error {
 		env = e
+		set.show(spec, e, dir, set.Project)
 		return nil
 	}
 	var sigs signals
 	_, _, err = o.prepare(&sigs, c, nil, []string{"python"}, false)
 	c.ui.Done()
-	if err == nil && env == nil {
-		err = usage("-r FILE or --with NAME", "%s: no environment", c.verb.name)
-	}
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	set.Digest = env.Digest
-	return set, env, nil
+	set.Env = env.Key
+	if o.requirements != "" {
+		store, err := c.store()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		kind, text, err := envs.Open(store, envs.Options{}).LockText(env)
+		if err == nil && (kind == "requirements" || kind == "pylock") && len(env.Below) == 0 {
+			set.Lock = map[string]string{"requirements": "requirements.txt", "pylock": "pylock.toml"}[kind]
+			files[set.Lock] = text
+		}
+	}
+	return set, env, files, nil
 }
 
-// checkShimDir refuses a folder that a sandbox could replace: what is in it runs
-// on the host.
-func checkShimDir(dir, project string, volumes []string) error {
-	if strings.ContainsAny(dir, " \t\n") {
-		return usage("the kernel splits a script's first line there", "env shim %q: white space in the path", dir)
+// settingsFile is the file that -f FILE or -f DIR means.
+func settingsFile(file string) string {
+	if st, err := os.Stat(file); err == nil && st.IsDir() {
+		for _, n := range settingsNames {
+			if _, err := os.Stat(filepath.Join(file, n)); err == nil {
+				return filepath.Join(file, n)
+			}
+		}
 	}
-	under := func(top string) bool {
-		rel, err := filepath.Rel(top, dir)
-		return err == nil && filepath.IsLocal(rel)
+	return file
+}
+
+// shimProject gives the project, links followed; "" is none.
+func (o *shimOptions) shimProject(c *command, cwd string) (string, error) {
+	p := o.project
+	switch p {
+	case "none":
+		return "", nil
+	case "":
+		if p = cwd; unsafeProject(cwd) {
+			return "", usage("--project DIR names it, --project none shows none", "%s: %q holds more than a project", c.verb.name, cwd)
+		}
 	}
-	if under(project) && project != "" && filepath.Dir(dir) != project {
-		return usage("put it right into the project ("+filepath.Join(project, ".venv")+") or outside", "env shim %q: deep in the project, where what runs in the sandbox could replace it", dir)
+	real, err := filepath.Abs(p)
+	if err == nil {
+		real, err = filepath.EvalSymlinks(real)
+	}
+	if err != nil {
+		return "", usage("", "--project %q: %v", p, err)
+	}
+	if st, err := os.Stat(real); err != nil || !st.IsDir() {
+		return "", usage("", "--project %q: not a directory", p)
+	}
+	for _, system := range []string{"/usr", "/etc", "/proc", "/dev", "/sys"} {
+		if within(real, system) || within(system, real) && system != "/usr" {
+			return "", usage("a project lies elsewhere", "--project %q: it is part of the system, or holds it", p)
+		}
+	}
+	return real, nil
+}
+
+// checkPlace refuses a folder that a sandbox could replace: what is in it decides
+// what the host does. covered says that it is covered inside.
+func (set *shimSettings) checkPlace(dir string, covered bool, volumes []string) error {
+	if strings.ContainsAny(dir, ":\n") {
+		return usage("PATH cannot have it", "shim %q: a colon or a line break in the path", dir)
+	}
+	if p := set.Project; p != "" && within(dir, p) {
+		return usage("choose another folder", "shim %q: the project lies in it, and what runs in the sandbox could replace it", dir)
+	} else if p != "" && within(p, dir) && (!covered || filepath.Dir(dir) != p) {
+		where := "outside of it"
+		if covered {
+			where = "right into the project (" + filepath.Join(p, ".venv") + ") or outside"
+		}
+		return usage("put it "+where, "shim %q: deep in the project, where what runs in the sandbox could replace it", dir)
 	}
 	for _, v := range volumes {
-		if vol, err := parseVolume(v); err == nil && vol.Mode == "rw" && under(vol.Source) {
-			return usage("put it elsewhere, or the volume :ro", "env shim %q: in the volume %s, where what runs in the sandbox could replace it", dir, v)
-		}
-	}
-	return nil
-}
-
-// programs lists what an environment has in its bin, by name.
-func programs(env *envs.Env) (names []string, python string) {
-	for _, top := range append([]string{env.Path}, env.Lowers...) {
-		ents, _ := os.ReadDir(filepath.Join(top, envs.EnvDir, "bin"))
-		for _, e := range ents {
-			name := e.Name()
-			if strings.HasPrefix(strings.ToLower(name), "activate") || strings.HasPrefix(name, "deactivate") || strings.ContainsAny(name, "\n\r") || strings.HasPrefix(name, "-") {
-				continue
-			}
-			if v, ok := strings.CutPrefix(name, "python3."); ok && strings.Trim(v, "0123456789") == "" {
-				python = name
-			}
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return slices.Compact(names), python
-}
-
-// writeShim makes the folder, or renews one that is ours.
-func writeShim(dir string, set *shimSettings, env *envs.Env) error {
-	if ents, err := os.ReadDir(dir); err == nil && len(ents) > 0 {
-		if err := oursAt(dir); err != nil {
-			return err
-		}
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("env shim: %w", err)
-	}
-	line := "#!" + self + " shim-exec\n"
-	if len(line) > 127 || strings.ContainsAny(self, " \t\n") { // old kernels cut it there
-		return usage("install sbxrun at a shorter path: make install", "env shim: %q is too long for a script's first line", self)
-	}
-	names, python := programs(env)
-	if python == "" {
-		return usage("add python to its recipe", "env shim %q: the environment has no python", dir)
-	}
-	for _, d := range []string{"bin", filepath.Join("lib", python)} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return fmt.Errorf("env shim: %w", err)
-		}
-	}
-	b, err := json.MarshalIndent(set, "", "  ")
-	if err != nil {
-		return fmt.Errorf("env shim: %w", err)
-	}
-	script := line + "# Made by sbxrun env shim: runs in a sandbox; see ../" + shimSettingsFile + "\n"
-	cfg := fmt.Sprintf("home = /usr/bin\ninclude-system-site-packages = false\nversion = %s\n", strings.TrimPrefix(python, "python"))
-	if own, err := os.ReadFile(filepath.Join(env.Path, envs.EnvDir, "pyvenv.cfg")); err == nil && len(own) < 1<<16 {
-		cfg = string(own)
-	}
-	activate := strings.ReplaceAll(shimActivate, "@DIR@", dir)
-	files := map[string]string{shimSettingsFile: string(b) + "\n", "pyvenv.cfg": cfg, "bin/activate": activate, ".gitignore": "*\n"}
-	for _, n := range append([]string{"python", "python3", python}, names...) {
-		files["bin/"+n] = script
-	}
-	ents, _ := os.ReadDir(filepath.Join(dir, "bin"))
-	for _, e := range ents { // of an environment before
-		if files["bin/"+e.Name()] == "" {
-			if err := os.Remove(filepath.Join(dir, "bin", e.Name())); err != nil {
-				return fmt.Errorf("env shim: %w", err)
-			}
-		}
-	}
-	for name, text := range files {
-		mode := os.FileMode(0o644)
-		if text == script {
-			mode = 0o755
-		}
-		path := filepath.Join(dir, name)
-		if old, err := os.ReadFile(path); err == nil && string(old) == text {
+		vol, err := parseVolume(v)
+		if err != nil || vol.Mode != "rw" {
 			continue
 		}
-		if err := replaceFile(path, text, mode); err != nil {
-			return fmt.Errorf("env shim: %w", err)
+		if real, err := filepath.EvalSymlinks(vol.Source); err == nil && within(real, dir) {
+			return usage("put it elsewhere, or the volume :ro", "shim %q: in the volume %s, where what runs in the sandbox could replace it", dir, v)
 		}
-	}
-	// For editors that read it; the store is root's, as sbxrun is.
-	site := filepath.Join(dir, "lib", python, "site-packages")
-	if err := os.Remove(site); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("env shim: %w", err)
-	}
-	if err := os.Symlink(filepath.Join(env.Path, envs.EnvDir, "lib", python, "site-packages"), site); err != nil {
-		return fmt.Errorf("env shim: %w", err)
 	}
 	return nil
 }
 
-// shimActivate is bin/activate for POSIX shells.
-const shimActivate = `# Made by sbxrun env shim. Use: . @DIR@/bin/activate
+// within says whether path is top or below it. Both are clean and absolute.
+func within(top, path string) bool {
+	return top != "" && (path == top || strings.HasPrefix(path, strings.TrimSuffix(top, "/")+"/"))
+}
+
+// interpreter is this program as the first line of a script names it.
+func interpreter() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find sbxrun: %w", err)
+	}
+	if len(self) > 127-len("#! shim-exec\n") || strings.ContainsAny(self, " \t\n") { // old kernels cut it there
+		return "", usage("install sbxrun at a shorter path: make install", "make shim: %q is too long for a script's first line, or has white space", self)
+	}
+	return self, nil
+}
+
+// writeShim makes the folder beside its place and moves it there in one step: who
+// uses an old one at this moment has all of that.
+func writeShim(dir string, set *shimSettings, env *envs.Env, files shimFiles, sources bool) (err error) {
+	old, err := oursAt(dir)
+	if err != nil {
+		return err
+	}
+	self, err := interpreter()
+	if err != nil {
+		return err
+	}
+	layout, err := env.Layout()
+	if err != nil {
+		return err
+	}
+	if layout.Python == "" {
+		return usage("add python to its recipe", "env shim %q: the environment has no python", dir)
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // as venv does
+		return fmt.Errorf("env shim: %w", err)
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".sbxrun-")
+	if err != nil {
+		return fmt.Errorf("env shim: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	w := &shimWriter{dir: tmp}
+	w.mkdir("bin")
+	script := "#!" + self + " shim-exec\n# Made by sbxrun env shim: runs in a sandbox; see ../" + shimSettingsFile + "\n"
+	set.Direct = nil
+	for _, p := range layout.Programs {
+		if shellScript(p.Name) {
+			continue
+		}
+		w.file("bin/"+p.Name, script, 0o755)
+		if !p.Python && !isPython(p.Name) {
+			set.Direct = append(set.Direct, p.Name)
+		}
+	}
+	for _, n := range []string{"python", "python3"} {
+		w.file("bin/"+n, script, 0o755)
+	}
+	w.settings(set, files)
+	w.file("pyvenv.cfg", venvConfig(layout), 0o644)
+	for name, text := range activates {
+		w.file("bin/"+name, strings.ReplaceAll(text, "@DIR@", dir), 0o644)
+	}
+	w.file(".gitignore", "*\n", 0o644)
+	if layout.Site != "" {
+		w.site(env, layout.Site, sources)
+	}
+	w.do(func() error { return os.Chmod(tmp, 0o755) }) //nolint:gosec // as a venv's: others' editors may read it
+	if w.err == nil {
+		how := uint(0)
+		if old {
+			how = unix.RENAME_EXCHANGE
+		}
+		w.err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dir, how)
+	}
+	if w.err != nil {
+		return fmt.Errorf("env shim %q: %w", dir, w.err)
+	}
+	return nil
+}
+
+// shellScript: what is sourced, and is made for the folder itself.
+func shellScript(name string) bool {
+	l := strings.ToLower(name)
+	return strings.HasPrefix(l, "activate") || strings.HasPrefix(l, "deactivate")
+}
+
+// isPython: python, python3, python3.12, python3.13t.
+func isPython(name string) bool {
+	v, ok := strings.CutPrefix(name, "python")
+	return ok && strings.Trim(v, "0123456789.t") == ""
+}
+
+// activates are the folder's own bin/activate, for each kind of shell.
+var activates = map[string]string{
+	"activate": `# Made by sbxrun env shim. Use: . "@DIR@/bin/activate"
 deactivate() {
 	PATH="$_SBXRUN_OLD_PATH"; export PATH
 	unset VIRTUAL_ENV _SBXRUN_OLD_PATH
@@ -270,184 +392,144 @@ deactivate() {
 _SBXRUN_OLD_PATH="$PATH"
 VIRTUAL_ENV='@DIR@'; export VIRTUAL_ENV
 PATH='@DIR@/bin':"$PATH"; export PATH
-`
-
-// oursAt says whether the folder was made by env shim or env kernel.
-func oursAt(dir string) error {
-	if _, err := readShim(dir); err != nil {
-		return usage("give one that is not there yet", "%q: there is something else", dir)
-	}
-	return nil
+`,
+	"activate.fish": `# Made by sbxrun env shim. Use: source "@DIR@/bin/activate.fish"
+function deactivate
+	set -gx PATH $_SBXRUN_OLD_PATH
+	set -e VIRTUAL_ENV _SBXRUN_OLD_PATH
+	functions -e deactivate
+end
+set -g _SBXRUN_OLD_PATH $PATH
+set -gx VIRTUAL_ENV '@DIR@'
+set -gx PATH '@DIR@/bin' $PATH
+`,
 }
 
-func readShim(dir string) (*shimSettings, error) {
-	b, err := os.ReadFile(filepath.Join(dir, shimSettingsFile))
+// venvConfig is pyvenv.cfg for who looks at it from outside: the environment's own,
+// with the version in both of the usual words.
+func venvConfig(l *envs.Layout) string {
+	text, version := l.Config, strings.TrimPrefix(l.Python, "python")
+	if text == "" {
+		text = "home = /usr/bin\ninclude-system-site-packages = false\n"
+	}
+	for _, line := range strings.Split(text, "\n") {
+		switch k, v, _ := strings.Cut(line, "="); strings.TrimSpace(k) {
+		case "version":
+			return text
+		case "version_info":
+			version = strings.TrimSpace(v)
+		}
+	}
+	return strings.TrimRight(text, "\n") + "\nversion = " + version + "\n"
+}
+
+// oursAt says whether the folder was made by env shim or env kernel. Anything else
+// that is there, but for an empty folder, is an error.
+func oursAt(dir string) (bool, error) {
+	names, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(names) == 0:
+		return false, nil
+	case err == nil:
+		_, err = readShim(dir)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read shim: %w", err)
+		return false, usage("give one that is not there yet", "%q: there is something else", dir)
 	}
-	var s shimSettings
-	if err := json.Unmarshal(b, &s); err != nil || s.Version != 1 {
-		return nil, usage("make it again: sbxrun env shim …", "read shim %q: damaged", dir)
-	}
-	return &s, nil
+	return true, nil
 }
 
 func removeShim(dir string) error {
-	if err := oursAt(dir); err != nil {
+	ours, err := oursAt(dir)
+	if err == nil && !ours {
+		err = usage("nothing was removed", "%q: no folder of env shim or env kernel", dir)
+	}
+	if err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)
 }
 
-// shimExec is what a script of a shim folder runs: args are the script's path and
-// its arguments.
-func shimExec(u *ui, args []string) int {
-	if len(args) == 0 {
-		u.error(usage("sbxrun env shim makes folders whose scripts are run so", "shim-exec: no script"))
-		return 125
-	}
-	script, err := filepath.Abs(args[0])
-	if err == nil {
-		if _, serr := os.Stat(filepath.Join(filepath.Dir(filepath.Dir(script)), shimSettingsFile)); serr != nil {
-			script, err = filepath.EvalSymlinks(script) // a link to it from elsewhere
-		}
-	}
+// readShim reads the settings. Root acts on them: nobody else may have written them.
+func readShim(dir string) (*shimSettings, error) {
+	path := filepath.Join(dir, shimSettingsFile)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		u.error(fmt.Errorf("shim-exec: %w", err))
-		return 125
+		return nil, fmt.Errorf("read shim %q: %w", path, err)
 	}
-	dir := filepath.Dir(filepath.Dir(script))
-	set, err := readShim(dir)
-	if err != nil {
-		u.error(err)
-		return 125
-	}
-	return set.exec(u, dir, func(env *envs.Env, home string) []string {
-		return append(programOf(env, home, filepath.Base(script)), args[1:]...)
-	}, nil)
-}
-
-// programOf is the command line inside of a program of the environment. A script of
-// Python's is given to the interpreter at home, so that sys.prefix and
-// sys.executable are the shim's paths.
-func programOf(env *envs.Env, home, name string) []string {
-	path := filepath.Join(home, "bin", name)
-	if home == envs.EnvDir {
-		return []string{path}
-	}
-	f, err := os.Open(filepath.Join(env.Path, envs.EnvDir, "bin", name))
-	if err != nil || strings.HasPrefix(name, "python") {
-		return []string{path}
-	}
+	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
-	head := make([]byte, 128)
-	n, _ := f.Read(head)
-	if bytes.HasPrefix(head[:n], []byte("#!"+envs.EnvDir+"/bin/python")) {
-		return []string{filepath.Join(home, "bin/python"), path}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("read shim %q: %w", path, err)
 	}
-	return []string{path}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return nil, usage("who could change it could show a sandbox any file: make it again", "read shim %q: others may have written it", path)
+	}
+	s := &shimSettings{}
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
+	if err != nil || json.Unmarshal(b, s) != nil || s.Version != 1 || len(s.Env) != 64 || strings.Contains(s.File+s.Lock, "/") {
+		return nil, usage("make it again: sbxrun env shim …", "read shim %q: damaged", path)
+	}
+	return s, nil
 }
 
-// exec runs a command over the settings' environment. dir is the folder of the shim,
-// "" for a kernel's. command is told where the environment lies inside.
-func (set *shimSettings) exec(u *ui, dir string, command func(env *envs.Env, home string) []string, more func(*runOptions) error) int {
-	cwd, err := os.Getwd()
-	if err == nil {
-		err = os.Chdir(set.Cwd) // the flags' paths are relative to it
-	}
-	if err != nil {
-		u.error(usage("make it again: sbxrun env shim …", "use shim: %v", err))
-		return 125
-	}
-	v := runVerb()
-	c := newCommand(u, v)
-	c.dirs.Root, c.dirs.State = set.Root, set.State
-	o := c.opts.(*runOptions)
-	if err := c.flags.Parse(set.Flags); err != nil {
-		u.error(usage("make it again: sbxrun env shim …", "use shim: %v", err))
-		return 125
-	}
-	if more != nil {
-		if err := more(o); err != nil {
-			u.error(err)
-			return 125
-		}
-	}
-	o.project = "none"
-	u.quiet = true
-	o.tty = o.tty || term.IsTerminal(0) && term.IsTerminal(1)
-	o.interactive = true
-	for _, kv := range os.Environ() {
-		if name, _, _ := strings.Cut(kv, "="); passesEnv(name) {
-			o.env = append(o.env, kv)
-		}
-	}
-	o.arrange = func(spec *runtime.Spec, env *envs.Env) error {
-		if env == nil {
-			return usage("make it again: sbxrun env shim …", "use shim: no environment")
-		}
-		home := envs.EnvDir
-		if dir != "" {
-			if env.Digest != set.Digest { // its file changed, and it was baked anew
-				set.Digest = env.Digest
-				if err := writeShim(dir, set, env); err != nil {
-					return err
-				}
-			}
-			cover := runtime.Volume{Source: dir, Target: dir, Mode: "ro"}
-			if env.Kind != "conda" && len(env.Lowers) == 0 { // a venv may lie anywhere
-				cover.Source, home = filepath.Join(env.Path, envs.EnvDir), dir
-				spec.Env = append(spec.Env, "VIRTUAL_ENV="+dir)
-			}
-			spec.Volumes = append(spec.Volumes, cover)
-		}
-		if spec.Workdir == "" {
-			spec.Workdir = set.Project
-		}
-		shown := []string{dir}
-		if set.Project != "" {
-			spec.Volumes = append(spec.Volumes, runtime.Volume{Source: set.Project, Target: set.Project, Mode: "rw"})
-			shown = append(shown, set.Project)
-		}
-		for _, v := range spec.Volumes {
-			shown = append(shown, v.Target)
-			if within(v.Target, cwd) {
-				spec.Workdir = cwd
-			}
-		}
-		spec.Argv = command(env, home)
-		for _, a := range filesAmong(spec.Argv[1:], shown) {
-			spec.Volumes = append(spec.Volumes, runtime.Volume{Source: a, Target: a, Mode: "ro"})
-		}
-		return nil
-	}
-	code, err := run(c, o, []string{"python"}) // arrange says which
-	if err != nil {
-		u.error(err)
-	}
-	return code
+// shimWriter writes into a folder; the first error stays.
+type shimWriter struct {
+	dir string
+	err error
 }
 
-func within(top, path string) bool {
-	rel, err := filepath.Rel(top, path)
-	return top != "" && err == nil && (rel == "." || filepath.IsLocal(rel))
+func (w *shimWriter) do(f func() error) {
+	if w.err == nil {
+		w.err = f()
+	}
 }
 
-// filesAmong gives the arguments that are files of the host's beyond what is shown
-// anyway: the caller named them, so they may be read. Editors ask an interpreter
-// about itself with a script of their own.
-func filesAmong(args, shown []string) (files []string) {
-	for _, a := range args {
-		if len(files) == 16 || !filepath.IsAbs(a) || filepath.Clean(a) != a || slices.Contains(files, a) || strings.HasPrefix(a, "/proc/") || strings.HasPrefix(a, "/dev/") {
-			continue
-		}
-		if slices.ContainsFunc(shown, func(top string) bool { return within(top, a) }) || within("/usr", a) {
-			continue
-		}
-		var st unix.Stat_t
-		if unix.Lstat(a, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
-			files = append(files, a)
-		}
+func (w *shimWriter) mkdir(name string) {
+	w.do(func() error { return os.MkdirAll(filepath.Join(w.dir, name), 0o755) }) //nolint:gosec // as a venv's
+}
+
+func (w *shimWriter) file(name, text string, mode fs.FileMode) {
+	w.do(func() error { return replaceFile(filepath.Join(w.dir, name), text, mode) })
+}
+
+func (w *shimWriter) settings(set *shimSettings, files shimFiles) {
+	b, err := json.MarshalIndent(set, "", "  ")
+	w.do(func() error { return err })
+	for name, text := range files {
+		w.file(name, string(text), 0o644)
 	}
-	return files
+	w.file(shimSettingsFile, string(b)+"\n", 0o644)
+}
+
+// site shows the packages to editors: by a link into the store, or by copies.
+func (w *shimWriter) site(env *envs.Env, site string, sources bool) {
+	w.mkdir(filepath.Dir(site))
+	w.do(func() error { return os.Symlink("lib", filepath.Join(w.dir, "lib64")) })
+	if !sources {
+		w.do(func() error {
+			return os.Symlink(filepath.Join(env.Path, envs.EnvDir, site), filepath.Join(w.dir, site))
+		})
+		return
+	}
+	w.mkdir(site)
+	w.do(func() error {
+		to, err := os.OpenRoot(filepath.Join(w.dir, site))
+		if err != nil {
+			return err
+		}
+		defer to.Close()
+		return env.Sources(site, func(name string, text fs.File) error {
+			if err := to.MkdirAll(filepath.Dir(name), 0o755); err != nil { //nolint:gosec // as a venv's
+				return err
+			}
+			f, err := to.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(f, text)
+			return errors.Join(err, f.Close())
+		})
+	})
 }

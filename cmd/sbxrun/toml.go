@@ -22,13 +22,16 @@ var otherSpellings = map[string]func(n string) (flag, value string){
 	"max_disk_mb":     func(n string) (string, string) { return "disk", n + "m" },
 }
 
+// settingsNames are what -f DIR looks for.
+var settingsNames = []string{"sbxrun.toml", "pyproject.toml"}
+
 // applyFile sets flags from a TOML file: its top level, or [tool.sbxrun] of a
 // pyproject.toml. Keys are the flags' names, with - or _. Flags on the command
 // line win. An unknown key is an error. Its tables [services.NAME] are given back.
 func applyFile(f *flagSet, path string) ([]serviceTable, error) {
 	if st, err := os.Stat(path); err == nil && st.IsDir() {
 		found := ""
-		for _, name := range []string{"sbxrun.toml", "pyproject.toml"} {
+		for _, name := range settingsNames {
 			if _, err := os.Stat(filepath.Join(path, name)); err == nil {
 				found = filepath.Join(path, name)
 				break

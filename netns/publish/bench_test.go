@@ -27,7 +27,7 @@ func BenchmarkPort(b *testing.B) {
 	host, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(b, err)
 	defer host.Close()
-	f, ports, err := Open(ns, in, []netns.Port{{Proto: "tcp", HostIP: "127.0.0.1", ContainerPort: 80}}, nil, 0, nil)
+	f, ports, err := Open(in, netns.Options{Publish: []netns.Port{{Proto: "tcp", HostIP: "127.0.0.1", ContainerPort: 80}}}, nil)
 	require.NoError(b, err)
 	defer f.Close()
 	for _, l := range []net.Listener{inside, host} {

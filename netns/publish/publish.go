@@ -1,4 +1,5 @@
-// Package publish owns the ports of a namespace that the host serves: a socket
+// Package publish owns the ports of a namespace that the host serves, and ports
+// of the host's loopback that the namespace is given. The former are a socket
 // of the host's for each, and for each of its clients a socket that was made
 // inside. So it reaches servers that listen on 127.0.0.1 only, and needs no
 // address translation, no route and, once Open returned, no privilege. It must
@@ -54,12 +55,13 @@ type Forwarder struct {
 	running sync.WaitGroup
 }
 
-// Open serves ports and unix, and gives the ports with the numbers that were
-// taken. Connections at a time are at most maxConns over all TCP ports and UNIX
-// sockets, and clients at a time at most maxConns for each UDP port; 0 is 256.
-// Log, which may be nil, is called by many goroutines at once. The thread in
-// must live until Close returned.
-func Open(_ *netns.NS, in *netns.Inside, ports []netns.Port, unix []netns.UnixPort, maxConns int, log func(netns.Decision)) (*Forwarder, []netns.Port, error) {
+// Open serves o's Publish, ExposeUnix and HostPorts, and gives the published ports
+// with the numbers that were taken. Connections at a time are at most MaxConns over
+// all TCP ports and UNIX sockets, and clients at a time at most MaxConns for each
+// UDP port; 0 is 256. Log, which may be nil, is called by many goroutines at once.
+// The thread in must live until Close returned.
+func Open(in *netns.Inside, o netns.Options, log func(netns.Decision)) (*Forwarder, []netns.Port, error) {
+	maxConns := o.MaxConns
 	if maxConns <= 0 {
 		maxConns = defaultMaxConns
 	}
@@ -72,8 +74,8 @@ func Open(_ *netns.NS, in *netns.Inside, ports []netns.Port, unix []netns.UnixPo
 	}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	var serve []func() // once all are there: none is served where one fails
-	taken := make([]netns.Port, 0, len(ports))
-	for _, p := range ports {
+	taken := make([]netns.Port, 0, len(o.Publish))
+	for _, p := range o.Publish {
 		to := target{port: p.ContainerPort, rule: rule(p)}
 		l, u, err := listen(&p)
 		if err != nil {
@@ -88,8 +90,17 @@ func Open(_ *netns.NS, in *netns.Inside, ports []netns.Port, unix []netns.UnixPo
 		}
 		taken = append(taken, p)
 	}
+	for _, p := range o.HostPorts {
+		l, err := f.listenInside(p)
+		if err != nil {
+			return nil, nil, f.fail(err)
+		}
+		f.sockets[l] = struct{}{}
+		to := target{port: p.HostPort, rule: hostRule(p), onHost: true}
+		serve = append(serve, func() { f.accept(l, to) })
+	}
 	var placed []string
-	for _, p := range unix {
+	for _, p := range o.ExposeUnix {
 		l, err := listenUnix(p)
 		if err != nil {
 			for _, x := range placed {
@@ -185,8 +196,9 @@ func (f *Forwarder) pause(d *time.Duration) bool {
 
 // target is where a port leads, and how the user named it.
 type target struct {
-	port int
-	rule string
+	port   int
+	rule   string
+	onHost bool
 }
 
 func rule(p netns.Port) string {
@@ -204,7 +216,7 @@ func rule(p netns.Port) string {
 }
 
 func (f *Forwarder) decided(to target, at netip.Addr, err error) {
-	d := netns.Decision{Time: time.Now(), Via: "publish", Address: at.String(), Port: to.port, Allowed: true, Rule: to.rule}
+	d := netns.Decision{Time: time.Now(), Via: to.via(), Address: at.String(), Port: to.port, Allowed: true, Rule: to.rule}
 	if err != nil {
 		d.Error = err.Error()
 	} else {

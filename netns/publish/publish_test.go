@@ -64,7 +64,7 @@ func (s *sandbox) noted() []netns.Decision {
 // publish opens one port and gives its address.
 func (s *sandbox) publish(p netns.Port, maxConns int) (*Forwarder, string) {
 	s.t.Helper()
-	f, ports, err := Open(s.ns, s.in, []netns.Port{p}, nil, maxConns, s.note)
+	f, ports, err := Open(s.in, netns.Options{Publish: []netns.Port{p}, MaxConns: maxConns}, s.note)
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { require.NoError(s.t, f.Close()) })
 	require.Len(s.t, ports, 1)
@@ -287,7 +287,7 @@ func (s *sandbox) open(t *testing.T, network string, inside ...int) (*Forwarder,
 		sockets = append(sockets, netns.UnixPort{Path: filepath.Join(dir, strconv.Itoa(p)), ContainerPort: p})
 		addrs = append(addrs, sockets[len(sockets)-1].Path)
 	}
-	f, ports, err := Open(s.ns, s.in, ports, sockets, 0, s.note)
+	f, ports, err := Open(s.in, netns.Options{Publish: ports, ExposeUnix: sockets}, s.note)
 	require.NoError(t, err)
 	t.Cleanup(func() { f.Close() })
 	for _, p := range ports {
@@ -579,7 +579,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	s.serveUDP("127.0.0.1:82")
 	path := filepath.Join(t.TempDir(), "s")
 	before, goroutines := sockets(t), runtime.NumGoroutine()
-	f, ports, err := Open(s.ns, s.in, []netns.Port{tcp(80), tcp(81), udp(82), tcp(83)}, []netns.UnixPort{{Path: path, ContainerPort: 80}}, 0, nil)
+	f, ports, err := Open(s.in, netns.Options{Publish: []netns.Port{tcp(80), tcp(81), udp(82), tcp(83)}, ExposeUnix: []netns.UnixPort{{Path: path, ContainerPort: 80}}}, nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { f.Close() })
 	var clients []net.Conn
@@ -637,7 +637,7 @@ func TestPortsThatCannotBeHad(t *testing.T) {
 		{netns.Port{Proto: "tcp", HostPort: 65536, ContainerPort: 80}, nil, "host port 65536", ""},
 		{netns.Port{Proto: "tcp"}, nil, "port 0 in the namespace", ""},
 	} {
-		_, _, err := Open(s.ns, s.in, []netns.Port{tcp(80), udp(80), c.p}, nil, 0, nil)
+		_, _, err := Open(s.in, netns.Options{Publish: []netns.Port{tcp(80), udp(80), c.p}}, nil)
 		require.ErrorContains(t, err, c.says)
 		if c.cause != nil {
 			require.ErrorIs(t, err, c.cause)
@@ -686,7 +686,7 @@ func TestUnixSocket(t *testing.T) {
 		{filepath.Join(dir, "no", "s"), 80, unix.ENOENT},
 	} {
 		t.Run(filepath.Base(c.path), func(t *testing.T) {
-			f, _, err := Open(s.ns, s.in, nil, []netns.UnixPort{{Path: c.path, ContainerPort: c.port}}, 0, nil)
+			f, _, err := Open(s.in, netns.Options{ExposeUnix: []netns.UnixPort{{Path: c.path, ContainerPort: c.port}}}, nil)
 			if c.cause != nil {
 				require.ErrorIs(t, err, c.cause)
 				require.ErrorContains(t, err, strconv.Quote(c.path))
@@ -702,7 +702,7 @@ func TestUnixSocket(t *testing.T) {
 				say(t, conn, "hello")
 				hear(t, conn, "hello")
 			}
-			_, _, err = Open(s.ns, s.in, nil, []netns.UnixPort{{Path: c.path, ContainerPort: c.port}}, 0, nil)
+			_, _, err = Open(s.in, netns.Options{ExposeUnix: []netns.UnixPort{{Path: c.path, ContainerPort: c.port}}}, nil)
 			require.ErrorIs(t, err, unix.EADDRINUSE)
 			require.NoError(t, f.Close())
 			require.FileExists(t, c.path) // the caller's to remove
@@ -836,7 +836,7 @@ func TestServesWithoutPrivileges(t *testing.T) {
 	}
 	s := newSandbox(t)
 	path := filepath.Join(dir, "s")
-	f, ports, err := Open(s.ns, s.in, []netns.Port{tcp(80), udp(80)}, []netns.UnixPort{{Path: path, ContainerPort: 80}}, 0, s.note)
+	f, ports, err := Open(s.in, netns.Options{Publish: []netns.Port{tcp(80), udp(80)}, ExposeUnix: []netns.UnixPort{{Path: path, ContainerPort: 80}}}, s.note)
 	require.NoError(t, err)
 	// Servers of another's, before: the port is privileged inside too.
 	s.serve("127.0.0.1:80", echo)
@@ -856,7 +856,7 @@ func TestServesWithoutPrivileges(t *testing.T) {
 	say(t, toUnix, "hello")
 	hear(t, toUnix, "hello")
 	if start, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start"); err == nil && strings.TrimSpace(string(start)) == "1024" {
-		_, _, err := Open(s.ns, s.in, []netns.Port{{Proto: "tcp", HostIP: "127.0.0.1", HostPort: 81, ContainerPort: 80}}, nil, 0, nil)
+		_, _, err := Open(s.in, netns.Options{Publish: []netns.Port{{Proto: "tcp", HostIP: "127.0.0.1", HostPort: 81, ContainerPort: 80}}}, nil)
 		require.ErrorIs(t, err, unix.EACCES)
 		var h interface{ Hint() string }
 		require.ErrorAs(t, err, &h)

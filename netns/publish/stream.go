@@ -80,7 +80,7 @@ func (f *Forwarder) serve(s *stream, to target) {
 		f.mu.Unlock()
 		<-f.slots
 	}()
-	inside, at, err := f.dial(to.port)
+	inside, at, err := f.dial(to)
 	f.decided(to, at, err)
 	s.mu.Lock()
 	s.inside = inside
@@ -93,8 +93,12 @@ func (f *Forwarder) serve(s *stream, to target) {
 	}
 	var failed atomic.Bool
 	var in sync.WaitGroup
-	in.Go(func() { f.inBytes.Add(direct(inside, s.client, &failed)) })
-	f.outBytes.Add(direct(s.client, inside, &failed))
+	inBytes, outBytes := &f.inBytes, &f.outBytes
+	if to.onHost {
+		inBytes, outBytes = outBytes, inBytes
+	}
+	in.Go(func() { inBytes.Add(direct(inside, s.client, &failed)) })
+	outBytes.Add(direct(s.client, inside, &failed))
 	close(s.answered)
 	in.Wait()
 	if failed.Load() {
@@ -137,7 +141,11 @@ var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6L
 
 // dial connects to a server inside. Where nothing listens, the error is of the
 // first address.
-func (f *Forwarder) dial(port int) (c *net.TCPConn, at netip.Addr, err error) {
+func (f *Forwarder) dial(to target) (c *net.TCPConn, at netip.Addr, err error) {
+	if to.onHost {
+		return f.dialHost(to.port)
+	}
+	port := to.port
 	for _, ip := range loopbacks {
 		c, e := f.connect(netip.AddrPortFrom(ip, uint16(port)))
 		if e == nil {
