@@ -645,7 +645,6 @@ func run(c *command, o *runOptions, args []string) (code int, err error) {
 	if o.ended != nil {
 		told = o.ended(res, err) || told
 	}
-
 	if err == nil && res.Message != "" && res.Status != runtime.StatusOK && !told {
 		c.ui.note("%s", res.Message)
 		if res.Hint != "" && !c.quiet {
