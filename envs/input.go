@@ -24,7 +24,8 @@ type input struct {
 	target  *Target // set before it is converted
 	project *input  // the pyproject.toml that was given; this is the lock beside it
 
-	sources  []Source // local ones
+	sources  []Source // local ones, of lines
+	marked   []Source // of a lock that env lock wrote
 	trees    []tree   // of them, set before it is resolved
 	building error    // the first line that needs building: refused unless it is allowed
 	vcs      bool     // some come from git
@@ -101,6 +102,9 @@ func readInput(path string) (*input, error) {
 	}
 	in := &input{kind: kind, path: abs}
 	if err := in.add(abs, b, filepath.Dir(abs), false, map[string]bool{}, 0); err != nil {
+		return nil, err
+	}
+	if err := in.readMarks(path, b); err != nil {
 		return nil, err
 	}
 	return in, nil

@@ -72,7 +72,10 @@ func (l *lock) fileName() string {
 // was resolved to before, or resolves.
 func (m *Manager) lock(ctx context.Context, r Recipe, in *input, py python) (*lock, error) {
 	if in.isLock() {
-		return in.asLock(), nil
+		l := in.asLock()
+		var err error
+		l.trees, err = m.trees(ctx, in, l.sources, false)
+		return l, err
 	}
 	if in.needsTarget() {
 		t, err := m.target(ctx, r.Base, py)
@@ -109,13 +112,19 @@ func (in *input) asLock() *lock {
 	if in.kind == KindPylock {
 		kind = "pylock"
 	}
-	return &lock{kind: kind, text: in.files[0].data, in: in}
+	return &lock{kind: kind, text: in.files[0].data, in: in, sources: in.marked}
 }
 
 // keptLock gives the lock of an input where that needs no work, nil where it does.
 func (m *Manager) keptLock(r Recipe, in *input, py python) (*lock, error) {
+	ctx := context.Background()
 	if in.isLock() {
-		return in.asLock(), nil
+		l := in.asLock()
+		var err error
+		if l.trees, err = m.trees(ctx, in, l.sources, true); err != nil || len(l.trees) < len(l.sources) {
+			return nil, err
+		}
+		return l, nil
 	}
 	if in.needsTarget() {
 		t := m.keptTarget(r.Base, py)
@@ -126,7 +135,6 @@ func (m *Manager) keptLock(r Recipe, in *input, py python) (*lock, error) {
 			return nil, err
 		}
 	}
-	ctx := context.Background()
 	var err error
 	if in.trees, err = m.trees(ctx, in, in.sources, true); err != nil || len(in.trees) < len(in.sources) {
 		return nil, err

@@ -83,6 +83,24 @@ func (in *input) localSource(line, where string) (ok bool, err error) {
 	return true, nil
 }
 
+// readMarks takes what env lock wrote before a lock.
+func (in *input) readMarks(path string, b []byte) error {
+	sources, hosts, err := marksOf(b)
+	if err != nil {
+		return fail("lock again", "read %q: %v", path, err)
+	}
+	in.marked, in.urls = sources, append(in.urls, hosts...)
+	for _, s := range sources {
+		if s.Path != "" && !filepath.IsLocal(s.Path) || s.Path == "" && !strings.HasPrefix(s.URL, "https://") {
+			return fail("lock again", "read %q: a source is neither below its folder nor a repository over https", path)
+		}
+		if in.building == nil && !strings.HasSuffix(s.Path, ".whl") {
+			in.building = fail("--allow-build builds it, in a sandbox: that runs its code", "read %q: %q must be built, and building is off", path, shortWord(s.Path+s.URL))
+		}
+	}
+	return nil
+}
+
 // hasSources says whether some of the input is not from an index.
 func (in *input) hasSources() bool { return len(in.sources) > 0 || in.vcs }
 

@@ -192,6 +192,17 @@ func TestAFolderOfTheProjectIsBuiltWhereItIsAllowed(t *testing.T) {
 	assert.Contains(t, string(o.Stderr), "hint: --allow-build")
 
 	assert.Equal(t, "1", run())
+
+	// Its lock, beside it, is as good.
+	lock := filepath.Join(dir, "lock.txt")
+	l := s.Do("env", "lock", "-q", "-r", dir, "--allow-build", "-o", lock)
+	require.Equal(t, 0, l.Code, "%v", l)
+	o = s.Run("-r", lock, "--allow-build", "--", "python3", "-c", "import mine, iniconfig; print(mine.V)")
+	requireEnding(t, ending{0, "ok", "exit"}, o)
+	assert.Equal(t, "1\n", string(o.Stdout))
+	o = s.Run("-r", lock, "--", "true")
+	assert.Contains(t, string(o.Stderr), "\"pkg\" must be built, and building is off")
+
 	write("pkg/mine/__init__.py", "\"\"\"Mine.\"\"\"\nV = 2\n")
 	assert.Equal(t, "2", run())
 	write("pkg/mine/__init__.py", "\"\"\"Mine.\"\"\"\nV = 1\n")
