@@ -52,7 +52,7 @@ func putEnv(t *testing.T, s *harness.Sbx, name, version, from string) *envs.Env 
 	require.NoError(t, store.Publish(t.Context(), m, func(string) error { return nil }))
 	key := strings.TrimPrefix(digest, "sha256:")
 	e := &envs.Env{
-		Key: key, Digest: digest, Kind: "venv", Base: "host", BaseDigest: base.Digest, Vars: []string{"APP=" + version}, CreatedAt: time.Unix(1770000000, 0).UTC(),
+		Key: key, Digest: digest, Kind: "venv", Lock: digest, Base: "host", BaseDigest: base.Digest, Vars: []string{"APP=" + version}, CreatedAt: time.Unix(1770000000, 0).UTC(),
 		Packages: []envs.Package{{Name: "app", Version: version}, {Name: "lib", Version: "1.0"}}, Files: 3,
 	}
 	if from != "" {
@@ -316,4 +316,35 @@ func TestInventoryAndRebuildOfConda(t *testing.T) {
 			require.True(t, strings.HasPrefix(d.DependsOn[0], "pkg:conda/python@"))
 		}
 	}
+}
+
+// What is exported takes its signatures along, and another machine's policy is
+// satisfied by them; what nobody signed does not come in, and leaves nothing.
+func TestSignaturesTravel(t *testing.T) {
+	here, there := harness.NewEmpty(t), harness.NewEmpty(t)
+	signed, unsigned := putEnv(t, here, "signed", "1.0", ""), putEnv(t, here, "unsigned", "2.0", "")
+	private, public := keyPair(t, "team")
+	require.Equal(t, 0, here.Do("env", "sign", "signed", "--key", private).Code)
+	dir := t.TempDir()
+	policy := filepath.Join(dir, "policy.toml")
+	require.NoError(t, os.WriteFile(policy, []byte("[[trust]]\nkeys = ['"+public+"']\nfor = ['file:"+dir+"/*']\n"), 0o600))
+	t.Setenv("SBXRUN_POLICY", policy)
+	for _, name := range []string{"signed", "unsigned"} {
+		o := here.Do("env", "export", name, "-o", filepath.Join(dir, name+".tar"))
+		require.Equal(t, 0, o.Code, "%v", o)
+	}
+	o := there.Do("env", "import", "--quiet", filepath.Join(dir, "unsigned.tar"))
+	saysOnce(t, o, 1, "no signature")
+	require.NoDirExists(t, filepath.Join(there.Root, "layers", strings.TrimPrefix(unsigned.Digest, "sha256:")))
+	o = there.Do("env", "list", "--json")
+	require.Equal(t, "[]\n", string(o.Stdout))
+
+	o = there.Do("env", "import", "--quiet", "--name", "web", filepath.Join(dir, "signed.tar"))
+	require.Equal(t, 0, o.Code, "%v", o)
+	o = there.Do("env", "verify", "web", "--key", public, "--policy", policy)
+	require.Equal(t, 0, o.Code, "%v", o)
+	o = there.Do("env", "inspect", "web")
+	require.Contains(t, string(o.Stdout), `"from": "file:`+dir)
+	require.Contains(t, string(o.Stdout), signed.Digest)
+	requireEnding(t, ending{0, "ok", "exit"}, there.Run("--with", "web", "--project", "none", "--", "true"))
 }
