@@ -458,11 +458,21 @@ func readInBase(base rootfs.Base, p string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 64<<20))
 }
 
+// isDir says whether a path is a folder itself, no link to one.
+func isDir(p string) bool {
+	st, err := os.Lstat(p)
+	return err == nil && st.IsDir()
+}
+
 // namesInBase lists a folder of a base.
 func namesInBase(base rootfs.Base, p string) (out []string) {
 	seen := map[string]bool{}
 	for _, l := range base.Lowers {
-		ents, _ := os.ReadDir(filepath.Join(l, p))
+		h, there, _ := inLower(l, p)
+		if !there || !isDir(h) {
+			continue
+		}
+		ents, _ := os.ReadDir(h)
 		for _, e := range ents {
 			if !seen[e.Name()] && e.Type().IsRegular() {
 				seen[e.Name()] = true

@@ -513,6 +513,9 @@ func (m *Manager) pruneContent(ctx context.Context, o PruneOptions, p *Pruned) e
 	if err := m.pruneLocks(o, p); err != nil {
 		return err
 	}
+	if err := m.pruneSteps(); err != nil {
+		return err
+	}
 	wait, cancel := context.WithTimeout(ctx, bakeWait)
 	defer cancel()
 	release, err := m.store.BlockBakes(wait)

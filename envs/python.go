@@ -1,6 +1,7 @@
 package envs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -100,10 +101,34 @@ func hostPath(base rootfs.Base, p string) (string, bool) {
 		}
 	}
 	for _, l := range base.Lowers {
-		h := filepath.Join(l, p)
-		if _, err := os.Lstat(h); err == nil {
-			return h, true
+		h, there, hidden := inLower(l, p)
+		if there || hidden {
+			return h, there
 		}
 	}
 	return "", false
+}
+
+// inLower looks a path up in one layer. No link is followed, not even one in
+// place of a folder that a layer further up has: it would lead out to the host.
+// hidden says that what further layers have there is not seen.
+func inLower(lower, p string) (host string, there, hidden bool) {
+	dir, err := unix.Open(lower, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", false, false
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, strings.TrimPrefix(p, "/"), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return "", false, errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", false, true
+	}
+	whiteout := st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+	return filepath.Join(lower, p), !whiteout, whiteout
 }

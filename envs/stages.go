@@ -566,3 +566,28 @@ func (b *recipeBake) copyFromStage(ctx context.Context, c copyStep, where string
 	}
 	return place(part, top == 'f', c.from, c.to), nil
 }
+
+// pruneSteps forgets steps whose layer is gone.
+func (m *Manager) pruneSteps() error {
+	dir := m.store.Path("envs", "steps")
+	ents, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("prune steps: %w", err)
+	}
+	for _, e := range ents {
+		p := filepath.Join(dir, e.Name())
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue // another prune beside us
+		}
+		if digest := strings.TrimSpace(string(b)); digest != "" {
+			if _, err := m.store.LayerPath(digest); err == nil {
+				continue
+			}
+		}
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("prune steps: %w", err)
+		}
+	}
+	return nil
+}

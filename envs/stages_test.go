@@ -21,6 +21,7 @@ import (
 type shell struct {
 	script
 	commands []string
+	m        *Manager
 }
 
 func (s *shell) Run(ctx context.Context, j Job) (JobResult, error) {
@@ -44,6 +45,11 @@ func (s *shell) Run(ctx context.Context, j Job) (JobResult, error) {
 			return JobResult{}, err
 		}
 		return JobResult{Reason: "exit"}, os.WriteFile(p(), []byte(f[2]), 0o644)
+	case "prune":
+		if _, err := s.m.sweep(ctx, PruneOptions{}); err != nil {
+			return JobResult{}, err
+		}
+		return JobResult{Reason: "exit"}, s.m.pruneSteps()
 	case "fail":
 		fmt.Fprintf(j.Stderr, "first\n%s\n", f[1])
 		return JobResult{ExitCode: 3, Reason: "exit", Denied: []string{"x.test:443"}}, nil
@@ -54,7 +60,7 @@ func (s *shell) Run(ctx context.Context, j Job) (JobResult, error) {
 func stageManager(t *testing.T) (*Manager, *shell, rootfs.Base) {
 	s := &shell{}
 	m, base := testManager(t, &s.script)
-	m.runner = s
+	m.runner, s.m = s, m
 	return m, s, base
 }
 
@@ -249,4 +255,46 @@ func TestDpkgsListHasOneEntryAPackage(t *testing.T) {
 func mkfifo(t *testing.T, p string) {
 	t.Helper()
 	require.NoError(t, unix.Mkfifo(p, 0o600))
+}
+
+// A prune beside a bake takes none of its steps; later ones forget them.
+func TestAPruneLeavesTheStepsOfABake(t *testing.T) {
+	m, s, base := stageManager(t)
+	file := recipe(t, map[string]string{"sbxrun.toml": "[env]\nrun = ['write /opt/a 1', 'prune', 'write /opt/b 1']\n"})
+	e, _, err := m.Ensure(context.Background(), Recipe{File: file, Base: base, Name: "n"})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"opt/a": "1", "opt/b": "1"}, files(t, m, e))
+	_, err = m.Prune(context.Background(), PruneOptions{})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"opt/a": "1", "opt/b": "1"}, files(t, m, e), "what has a name stays")
+	ents, err := os.ReadDir(m.store.Path("envs", "steps"))
+	require.NoError(t, err)
+	require.Len(t, ents, 1, "the layer of all steps")
+	s.commands = nil
+	again, _, err := m.Ensure(context.Background(), Recipe{File: file, Base: base})
+	require.NoError(t, err)
+	require.Equal(t, e.Digest, again.Digest)
+	require.Len(t, s.commands, 3, "baked anew, to the same")
+}
+
+// A base whose folder is a link must not lead to the host's, whatever lies upon it.
+func TestNoLinkOfALayerLeadsToTheHost(t *testing.T) {
+	host, bad, top := t.TempDir(), t.TempDir(), t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(host, "python3"), []byte("host's"), 0o755))
+	require.NoError(t, os.Symlink(host, filepath.Join(bad, "opt")))
+	require.NoError(t, os.MkdirAll(filepath.Join(top, "opt/env"), 0o755))
+	for _, lowers := range [][]string{{bad}, {top, bad}} {
+		_, _, ok := resolveInBase(rootfs.Base{Lowers: lowers}, "/opt/python3")
+		require.False(t, ok, lowers)
+	}
+	require.NoError(t, os.MkdirAll(filepath.Join(host, "opt"), 0o755))
+	require.NoError(t, os.WriteFile(filepath.Join(host, "opt/f"), nil, 0o644))
+	_, at, ok := resolveInBase(rootfs.Base{Lowers: []string{top, host}}, "/opt/f")
+	require.True(t, ok)
+	require.Equal(t, filepath.Join(host, "opt/f"), at)
+	if os.Geteuid() == 0 {
+		require.NoError(t, unix.Mknod(filepath.Join(top, "opt/f"), unix.S_IFCHR, 0))
+		_, _, ok = resolveInBase(rootfs.Base{Lowers: []string{top, host}}, "/opt/f")
+		require.False(t, ok, "it was taken away")
+	}
 }

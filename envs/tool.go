@@ -386,12 +386,8 @@ func (m *Manager) job(t *tool, base rootfs.Base, name, dir string, ix *indexConf
 		},
 		Binds: []JobBind{{Source: dir, Target: "/opt"}},
 	}
-	for _, l := range base.Lowers { // what is shown at /opt hides the base's own
-		p := filepath.Join(l, PythonsDir)
-		if st, err := os.Lstat(p); err == nil && st.IsDir() {
-			j.Binds = append(j.Binds, JobBind{Source: p, Target: PythonsDir, ReadOnly: true})
-			break
-		}
+	if _, host, ok := resolveInBase(base, PythonsDir); ok && isDir(host) { // what is shown at /opt hides the base's own
+		j.Binds = append(j.Binds, JobBind{Source: host, Target: PythonsDir, ReadOnly: true})
 	}
 	if t.Kind == "uv" {
 		j.Binds = append(j.Binds, JobBind{Source: t.Path, Target: uvBinary, ReadOnly: true})
