@@ -122,7 +122,7 @@ func (m *Manager) Differences(ctx context.Context, e *Env, now *rootfs.Manifest)
 		case a.Link != b.Link:
 			add(b.Path, "links to %q, was %q", b.Link, a.Link)
 		case a.Digest != b.Digest:
-			at, err := m.firstDifference(a, b)
+			at, err := m.firstDifference(e, a, b)
 			if err != nil {
 				return nil, err
 			}
@@ -141,8 +141,8 @@ func (m *Manager) Differences(ctx context.Context, e *Env, now *rootfs.Manifest)
 
 // firstDifference finds the first byte, counted from 1, that two contents do
 // not have in common.
-func (m *Manager) firstDifference(a, b rootfs.Entry) (int64, error) {
-	fa, err := m.store.OpenObject(a.Digest, a.Mode&0o111 != 0)
+func (m *Manager) firstDifference(e *Env, a, b rootfs.Entry) (int64, error) {
+	fa, err := m.store.OpenFile(a, e.Digest)
 	if err != nil {
 		return 0, fmt.Errorf("compare: %w", err)
 	}

@@ -88,6 +88,11 @@ func (b *recipeBake) hold(ctx context.Context, dirs ...string) error {
 	if b.dry {
 		return nil
 	}
+	for _, d := range dirs { // steps and trees are made by path
+		if rootfs.Packed(d) {
+			return notPacked("bake", filepath.Base(filepath.Dir(d)))
+		}
+	}
 	release, err := b.store.Use(ctx, dirs...)
 	if err == nil {
 		b.held = append(b.held, release)

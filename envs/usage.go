@@ -273,3 +273,8 @@ func (m *Manager) Pack(ctx context.Context, ref string, undo bool) error {
 	}
 	return m.store.Pack(ctx, e.Digest)
 }
+
+// notPacked says that a layer must be a tree for what is wanted.
+func notPacked(op, digest string) error {
+	return fail("sbxrun env pack --undo "+Short(digest), "%s: layer %s is packed into an image", op, Short(digest))
+}

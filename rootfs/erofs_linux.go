@@ -65,7 +65,7 @@ func (s *Store) OpenLayer(digest string) (*os.File, error) {
 }
 
 func openTree(path string) (*os.File, error) {
-	if filepath.Base(path) != imageName {
+	if !Packed(path) {
 		f, err := os.Open(path)
 		if err != nil {
 			return nil, fmt.Errorf("open layer: %w", err)
@@ -115,7 +115,7 @@ func (s *Store) writeEROFS(ctx context.Context, digest, id, dst string) (err err
 	if err != nil {
 		return err
 	}
-	if filepath.Base(from) == imageName {
+	if Packed(from) {
 		err := copyFile(from, dst, 0o600)
 		if err != nil && !errors.Is(err, os.ErrExist) {
 			err = errors.Join(s.Explain(err), os.Remove(dst))
@@ -188,17 +188,38 @@ func (s *Store) Unpack(ctx context.Context, digest string) error {
 	}
 	defer release()
 	return s.convert(ctx, digest, treeName, func(_, tmp string, m *Manifest) error {
-		tree, err := s.OpenLayer(digest)
+		path, err := s.LayerPath(digest)
+		if err != nil {
+			return err
+		}
+		damage, err := s.verifyTree(ctx, path, m)
+		if err != nil {
+			return err
+		}
+		if len(damage) > 0 {
+			return fmt.Errorf("the image is damaged: %s: %s", damage[0].Path, damage[0].Problem)
+		}
+		tree, err := openTree(path)
 		if err != nil {
 			return err
 		}
 		defer tree.Close()
-		got, err := s.AddTree(ctx, tree, nil)
-		if err != nil {
-			return err
-		}
-		if got.Digest() != m.Digest() {
-			return errors.New("the image is damaged: it is not what the manifest says")
+		for _, e := range m.Entries {
+			exec := e.Mode&0o111 != 0
+			if e.Type != 'f' || s.HasObject(e.Digest, e.Size, exec) {
+				continue
+			}
+			f, err := openBelow(tree, e.Path)
+			if err != nil {
+				return err
+			}
+			got, _, err := s.PutObject(f, exec)
+			if err = errors.Join(err, f.Close()); err != nil {
+				return err
+			}
+			if got != e.Digest {
+				return fmt.Errorf("the image is damaged: %q", e.Path)
+			}
 		}
 		if err := s.linkTree(ctx, m, tmp); err != nil {
 			return err
@@ -265,4 +286,45 @@ func (s *Store) convert(ctx context.Context, digest, form string, make func(id, 
 		return err
 	}
 	return os.RemoveAll(gone)
+}
+
+// OpenFile opens the content of an entry of some layers: the object or, where
+// layers are packed and it has been pruned, the file in an image. Whoever reads it
+// compares the digest.
+func (s *Store) OpenFile(e Entry, layers ...string) (*os.File, error) {
+	f, err := s.OpenObject(e.Digest, e.Mode&0o111 != 0)
+	if !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	for _, l := range layers {
+		path, lerr := s.LayerPath(l)
+		if lerr != nil || !Packed(path) {
+			continue
+		}
+		tree, lerr := openTree(path)
+		if lerr != nil {
+			return nil, lerr
+		}
+		f, lerr := openBelow(tree, e.Path)
+		tree.Close()
+		if lerr != nil {
+			continue
+		}
+		if st, serr := f.Stat(); serr == nil && st.Mode().IsRegular() && st.Size() == e.Size {
+			return f, nil
+		}
+		f.Close()
+	}
+	return nil, err
+}
+
+// openBelow opens a file of a tree, through no link (Linux 5.6).
+func openBelow(tree *os.File, path string) (*os.File, error) {
+	fd, err := unix.Openat2(int(tree.Fd()), path, &unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open %q: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }

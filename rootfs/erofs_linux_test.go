@@ -49,6 +49,7 @@ func packable(t testing.TB, s *Store) (m *Manifest, tree string) {
 	defer f.Close()
 	m, err = s.AddTree(context.Background(), f, nil)
 	require.NoError(t, err)
+	m.Entries = append(m.Entries, Entry{Path: "lib/gone", Type: 'w'})
 	tree, err = s.PublishLayer(context.Background(), m)
 	require.NoError(t, err)
 	return m, tree
@@ -77,7 +78,7 @@ func TestAnImageIsALayer(t *testing.T) {
 			require.Equal(t, imageName, filepath.Base(image))
 			requireWhole(t, s, m.Digest())
 
-			r, err := assembleIn(n, assembly(image, lower(t, map[string]string{"below": "2"})))
+			r, err := assembleIn(n, assembly(image, lower(t, map[string]string{"below": "2", "lib/gone": "3"})))
 			require.NoError(t, err)
 			require.True(t, r.IDMapped)
 			require.NoError(t, n.Do(func() error {
@@ -86,6 +87,7 @@ func TestAnImageIsALayer(t *testing.T) {
 					require.NoError(t, err, name)
 					require.Equal(t, want, string(b), name)
 				}
+				require.NoFileExists(t, filepath.Join(r.Path, "lib/gone"), "taken away")
 				var st unix.Stat_t
 				require.NoError(t, unix.Lstat(filepath.Join(r.Path, "bin/run"), &st))
 				require.EqualValues(t, testIDs, st.Uid)
@@ -234,4 +236,34 @@ func BenchmarkMountLayer(b *testing.B) {
 			}
 		})
 	}
+}
+
+// What is in an image can be read when its objects are pruned.
+func TestFilesOfAnImage(t *testing.T) {
+	needErofs(t)
+	s := testStore(t)
+	m, _ := packable(t, s)
+	require.NoError(t, s.Pack(t.Context(), m.Digest()))
+	_, n, err := s.PruneObjects(nil)
+	require.NoError(t, err)
+	require.Positive(t, n)
+	for _, e := range m.Entries {
+		if e.Type != 'f' {
+			continue
+		}
+		f, err := s.OpenFile(e, m.Digest())
+		require.NoError(t, err, e.Path)
+		sum, err := FileDigest(fdPath(int(f.Fd())))
+		f.Close()
+		if e.Size > 0 { // of nothing, /dev/null is what is read
+			require.NoError(t, err)
+			require.Equal(t, e.Digest, sum)
+			_, err = s.OpenFile(e)
+			require.ErrorIs(t, err, os.ErrNotExist)
+		}
+	}
+	evil := m.Entries[0]
+	evil.Path, evil.Digest = "../manifest", strings.Repeat("0", 64)
+	_, err = s.OpenFile(evil, m.Digest())
+	require.ErrorIs(t, err, os.ErrNotExist)
 }

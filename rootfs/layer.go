@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +52,9 @@ func (s *Store) LayerPath(digest string) (string, error) {
 	}
 	return "", fmt.Errorf("open layer %q: %w", p, err)
 }
+
+// Packed says whether a path that LayerPath gave is an image.
+func Packed(path string) bool { return filepath.Base(path) == imageName }
 
 // holdLayer takes the flock of a layer's directory. That the directory is still
 // the layer is looked at when the lock is had: a layer that is gone is an error.

@@ -41,7 +41,7 @@ func (s *Store) VerifyLayer(ctx context.Context, digest string) ([]Damage, error
 // verifyTree compares a tree, or an image of one, with a manifest.
 func (s *Store) verifyTree(ctx context.Context, path string, m *Manifest) (out []Damage, err error) {
 	bad := func(path, format string, a ...any) { out = append(out, Damage{path, fmt.Sprintf(format, a...)}) }
-	packed := filepath.Base(path) == imageName
+	packed := Packed(path)
 	tree, err := openTree(path)
 	if packed && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EUCLEAN)) {
 		return []Damage{{imageName, err.Error()}}, nil

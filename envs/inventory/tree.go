@@ -23,6 +23,7 @@ import (
 // Tree is the files of an environment: those of its layer over those below.
 type Tree struct {
 	store   *rootfs.Store
+	layers  []string // digests, topmost first
 	entries map[string]rootfs.Entry
 	names   []string // sorted
 }
@@ -30,14 +31,15 @@ type Tree struct {
 // OpenTree reads the manifests of an environment's layers.
 func OpenTree(store *rootfs.Store, e *envs.Env) (*Tree, error) {
 	var layers []*rootfs.Manifest
-	for _, digest := range append([]string{e.Digest}, e.Below...) {
+	digests := append([]string{e.Digest}, e.Below...)
+	for _, digest := range digests {
 		_, m, err := store.Layer(digest)
 		if err != nil {
 			return nil, fmt.Errorf("read environment %s: %w", envs.Short(digest), err)
 		}
 		layers = append(layers, m)
 	}
-	t := &Tree{store: store, entries: map[string]rootfs.Entry{}}
+	t := &Tree{store: store, layers: digests, entries: map[string]rootfs.Entry{}}
 	for _, f := range rootfs.Stack(layers...).Entries { // sorted
 		t.entries[f.Path] = f
 		t.names = append(t.names, f.Path)
@@ -61,7 +63,7 @@ func (t *Tree) read(p string, max int64) (text []byte, whole bool, err error) {
 	if e.Size == 0 {
 		return nil, true, nil // empty files have no object to speak of
 	}
-	f, err := t.store.OpenObject(e.Digest, e.Mode&0o111 != 0)
+	f, err := t.store.OpenFile(e, t.layers...)
 	if err != nil {
 		return nil, false, fmt.Errorf("read %q: %w", p, err)
 	}
