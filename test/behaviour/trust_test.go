@@ -52,7 +52,7 @@ func putEnv(t *testing.T, s *harness.Sbx, name, version, from string) *envs.Env 
 	require.NoError(t, store.Publish(t.Context(), m, func(string) error { return nil }))
 	key := strings.TrimPrefix(digest, "sha256:")
 	e := &envs.Env{
-		Key: key, Digest: digest, Kind: "venv", Lock: digest, Base: "host", BaseDigest: base.Digest, Vars: []string{"APP=" + version}, CreatedAt: time.Unix(1770000000, 0).UTC(),
+		Key: key, Digest: digest, Kind: "venv", Lock: "sha256:" + strings.Repeat("1", 64), Base: "host", BaseDigest: base.Digest, Vars: []string{"APP=" + version}, CreatedAt: time.Unix(1770000000, 0).UTC(),
 		Packages: []envs.Package{{Name: "app", Version: version}, {Name: "lib", Version: "1.0"}}, Files: 3,
 	}
 	if from != "" {
