@@ -99,7 +99,7 @@ func (i *Imported) Check() error {
 	if checkName(e.Base) != nil {
 		return fmt.Errorf("base %q is not a name", clip(e.Base))
 	}
-	if i.Lock != nil && "sha256:"+(&lock{kind: i.LockKind, text: i.Lock}).digest() != e.Lock {
+	if i.Lock != nil && LockDigest(i.LockKind, i.Lock) != e.Lock {
 		return errors.New("the lock is not the one of the record")
 	}
 	return nil
@@ -187,4 +187,9 @@ func (m *Manager) Fits(e *Env) string {
 		return fmt.Sprintf("baked on base %q (%s); the one here (%s) is another, and has %s", e.Base, Short(e.BaseDigest), Short(b.Digest), e.Python)
 	}
 	return ""
+}
+
+// LockDigest identifies a lock of a kind, as [Env].Lock does.
+func LockDigest(kind string, text []byte) string {
+	return "sha256:" + (&lock{kind: kind, text: text}).digest()
 }

@@ -175,3 +175,9 @@ func (s *Store) BaseOf(digest string) (Base, bool) {
 	}
 	return Base{}, false
 }
+
+// Check refuses a manifest from outside that is no tree: PublishLayer would.
+func (m *Manifest) Check() error {
+	m.Encode() // sorts
+	return m.checkTree()
+}

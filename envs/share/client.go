@@ -127,7 +127,8 @@ func (c *client) http() *http.Client {
 	again.Policy = func() retry.Policy {
 		return &retry.GenericPolicy{
 			Retryable: func(resp *http.Response, err error) (bool, error) {
-				if errors.Is(err, errRefused) || errors.Is(err, syscall.ECONNREFUSED) {
+				var slow net.Error
+				if errors.Is(err, errRefused) || errors.Is(err, syscall.ECONNREFUSED) || errors.As(err, &slow) && slow.Timeout() {
 					return false, nil
 				}
 				return retry.DefaultPredicate(resp, err)

@@ -48,6 +48,7 @@ type taking struct {
 	store    *rootfs.Store
 	m        *envs.Manager
 	g        *rootfs.Staging
+	verb     string // of errors
 	from     string // as policies know it
 	record   *record
 	lock     []byte
@@ -64,18 +65,18 @@ func Import(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportO
 	if abs, aerr := filepath.Abs(o.Source); aerr == nil {
 		from = abs
 	}
-	return importing(ctx, store, m, o, "file:"+from, func(t *taking) error { return t.read(ctx, o.Source) })
+	return importing(ctx, store, m, o, "import", "file:"+from, func(t *taking) error { return t.read(ctx, o.Source) })
 }
 
 // importing runs read, which collects an environment, and publishes it.
-func importing(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportOptions, from string, read func(*taking) error) (out *Taken, err error) {
+func importing(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportOptions, verb, from string, read func(*taking) error) (out *Taken, err error) {
 	if o.Digest != "" && !isDigest(o.Digest) {
 		return nil, hinted.New(fmt.Errorf("digest %q: not sha256:<64 hex>", clip(o.Digest)), "the content digest that env list and env export give")
 	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}
 	}
-	t := &taking{o: o, lim: standard, store: store, m: m, from: from}
+	t := &taking{o: o, verb: verb, lim: standard, store: store, m: m, from: from}
 	if t.g, err = store.Stage(ctx); err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func importing(ctx context.Context, store *rootfs.Store, m *envs.Manager, o Impo
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return nil, hinted.New(fmt.Errorf("import %q: %w", clip(o.Source), store.Explain(err)), hinted.Of(err))
+		return nil, hinted.New(fmt.Errorf("%s %q: %w", verb, clip(o.Source), store.Explain(err)), hinted.Of(err))
 	}
 	return t.publish(ctx)
 }
@@ -115,6 +116,9 @@ func (t *taking) read(ctx context.Context, source string) error {
 		return errors.Unwrap(err)
 	}
 	defer f.Close()
+	if st.Size() == 0 {
+		return errors.New("not an archive: it is empty")
+	}
 	u, err := unpack(ctx, f, t.lim)
 	if err != nil {
 		return err
@@ -286,6 +290,9 @@ func (t *taking) add(l content, m *rootfs.Manifest) error {
 	if got := m.Digest(); got != l.digest {
 		return fmt.Errorf("its content is %s, not %s", got, l.digest)
 	}
+	if err := m.Check(); err != nil {
+		return err
+	}
 	if l.base {
 		t.base = m
 	} else {
@@ -434,7 +441,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 	if t.base != nil {
 		b, err := t.g.AddBaseLayer(ctx, e.Base, t.from, t.record.BaseEnv, t.base)
 		if err != nil {
-			return nil, fmt.Errorf("import %q: %w", clip(t.o.Source), err)
+			return nil, fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), err)
 		}
 		added = b.Name
 	}
@@ -446,7 +453,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 			break
 		}
 		if err := t.o.Keep(e.Digest, b); err != nil {
-			return nil, fmt.Errorf("import %q: %w", clip(t.o.Source), err)
+			return nil, fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), err)
 		}
 	}
 	env, notes, err := t.m.Import(ctx, t.g, i)
@@ -454,7 +461,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 		if added != "" {
 			err = errors.Join(err, t.store.RemoveBase(added))
 		}
-		return nil, hinted.New(fmt.Errorf("import %q: %w", clip(t.o.Source), t.store.Explain(err)), hinted.Of(err))
+		return nil, hinted.New(fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), t.store.Explain(err)), hinted.Of(err))
 	}
 	out := &Taken{Digest: env.Digest, Key: env.Key, Base: env.Base, From: t.from, Signed: len(t.bundles), Remarks: notes}
 	if t.o.Name != "" {

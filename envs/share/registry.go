@@ -218,7 +218,7 @@ func Pull(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportOpt
 	if ref.ValidateReferenceAsDigest() == nil {
 		from = ref.Registry + "/" + ref.Repository + "@" + ref.Reference
 	}
-	return importing(ctx, store, m, o, from, func(t *taking) error {
+	return importing(ctx, store, m, o, "pull", from, func(t *taking) error {
 		p, err := readRemote(ctx, repo, t.lim)
 		if err != nil {
 			return err
