@@ -58,3 +58,21 @@ func TestMarkersAreWhatPythonsPackagingMakesOfThem(t *testing.T) {
 		}
 	}
 }
+
+func FuzzMarker(f *testing.F) {
+	f.Add("python_version >= '3.8' and (extra == \"x\" or 'a' in extras)")
+	f.Add("os_name not in 'nt' or platform_release ~= '6.1'")
+	f.Fuzz(func(t *testing.T, text string) {
+		m, err := parseMarker(text)
+		if err != nil {
+			return
+		}
+		e := &Environment{Vars: map[string]string{"python_version": "3.11", "platform_release": "6.1-x"}}
+		if m(e) != m(e) {
+			t.Fatal("not the same twice")
+		}
+		if _, err := parseMarker("(" + text + ") and os_name == ''"); err != nil && len(text) < 1000 && !strings.Contains(err.Error(), "nesting") {
+			t.Fatalf("%q in parentheses: %v", text, err)
+		}
+	})
+}

@@ -7,6 +7,7 @@ import (
 // project is a pyproject.toml, as far as locks leave questions open.
 type project struct {
 	Project struct {
+		Name         string
 		Dependencies []string
 		Optional     map[string][]string `toml:"optional-dependencies"`
 	}
@@ -58,7 +59,7 @@ func (c *converter) fresh(b []byte, has func(name string) bool, lock string) err
 		if err != nil {
 			return fmt.Errorf("pyproject.toml: %w", err)
 		}
-		if r.applies(c.env) && !has(r.name) {
+		if r.applies(c.env) && r.name != normalise(p.Project.Name) && !has(r.name) {
 			return stale(r.name)
 		}
 	}
