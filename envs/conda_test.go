@@ -75,3 +75,8 @@ func TestALockWithoutAHashIsRefused(t *testing.T) {
 	require.Equal(t, "# platform: linux-64\n@EXPLICIT\nhttps://u.example/c/linux-64/p.conda#sha256:ab\nfile:///c/noarch/y.conda#cd\n# variable: A=b\n", string(l.explicit()))
 	require.Equal(t, []string{"https://u.example/c/linux-64/p.conda", "file:///c"}, origins(l.view.Packages))
 }
+
+func TestVariablesIn(t *testing.T) {
+	require.Equal(t, []string{"A", "B_1", "C"}, variablesIn("x: $A\ny: ${B_1}/$ $$C ${}\n"))
+	require.Empty(t, variablesIn("no: variables"))
+}

@@ -127,7 +127,13 @@ func condaConfiguration(credentials bool) (f condaFiles, binds []JobBind) {
 			f.Configs = append(f.Configs, as)
 		}
 	}
-	for _, k := range condaVariables {
+	names := slices.Clone(condaVariables)
+	for _, b := range binds {
+		if text, err := readFile(b.Source); err == nil {
+			names = append(names, variablesIn(string(text))...)
+		}
+	}
+	for _, k := range names {
 		if v := os.Getenv(k); v != "" {
 			if f.Variables == nil {
 				f.Variables = map[string]string{}
@@ -149,6 +155,17 @@ func condaConfiguration(credentials bool) (f condaFiles, binds []JobBind) {
 		}
 	}
 	return f, binds
+}
+
+// variablesIn: \$\{?([A-Za-z0-9_]+), the names.
+func variablesIn(text string) (names []string) {
+	for _, after := range strings.Split(text, "$")[1:] {
+		after = strings.TrimPrefix(after, "{")
+		if n := run(after, func(c byte) bool { return isAlnum(c) || c == '_' }); n > 0 {
+			names = append(names, after[:n])
+		}
+	}
+	return names
 }
 
 // condaOnline makes a job that reaches what the URLs name and nothing else:

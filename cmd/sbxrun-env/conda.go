@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/envs/conda"
@@ -58,7 +59,7 @@ func (f *condaFiles) config() (*source.Config, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read conda's configuration: %w", err)
 		}
-		if err := c.Add(b, "conda's configuration"); err != nil {
+		if err := c.Add(b, f.Variables, "conda's configuration"); err != nil {
 			return nil, err
 		}
 	}
@@ -194,19 +195,26 @@ func condaRepodata(ctx context.Context, read func(any) error) (any, error) {
 		Unreachable bool           `json:"unreachable,omitempty"`
 	}
 	out := make([]result, len(q.Items))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 8)
 	for i, it := range q.Items {
-		r, err := c.Repodata(ctx, it.Channel, it.Subdir, it.To, it.Known)
-		out[i] = result{SHA256: r.SHA256, Same: r.Same, Missing: r.Missing}
-		r.Same = false
-		out[i].Meta = r
-		if err != nil {
-			var status *fetch.StatusError
-			out[i] = result{Error: err.Error(), Hint: hinted.Of(err), Unreachable: !errors.As(err, &status) || status.Code >= 500}
-			if out[i].Hint == "" {
-				out[i].Hint = "check the channel's URL, the network and HTTPS_PROXY"
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			r, err := c.Repodata(ctx, it.Channel, it.Subdir, it.To, it.Known)
+			out[i] = result{SHA256: r.SHA256, Same: r.Same, Missing: r.Missing}
+			r.Same = false
+			out[i].Meta = r
+			if err != nil {
+				var status *fetch.StatusError
+				out[i] = result{Error: err.Error(), Hint: hinted.Of(err), Unreachable: !errors.As(err, &status) || status.Code >= 500}
+				if out[i].Hint == "" {
+					out[i].Hint = "check the channel's URL, the network and HTTPS_PROXY"
+				}
 			}
-		}
+		})
 	}
+	wg.Wait()
 	return out, nil
 }
 

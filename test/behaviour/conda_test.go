@@ -324,6 +324,7 @@ func TestCredentialsOfChannels(t *testing.T) {
 	})
 	home := t.TempDir()
 	t.Setenv("HOME", home)
+	t.Setenv("CHANNEL_TOKEN", token)
 	netrc, condarc, rattler := home+"/.netrc", home+"/.condarc", filepath.Join(home, ".rattler", "credentials.json")
 	require.NoError(t, os.Mkdir(filepath.Dir(rattler), 0o700))
 	url := func(path string) string { return "http://channel.test:8080" + path }
@@ -336,7 +337,7 @@ func TestCredentialsOfChannels(t *testing.T) {
 	for _, c := range []struct{ name, file, text, channel string }{
 		{"netrc", netrc, "machine channel.test login me password " + secret + "\n", url("/basic")},
 		{"URL of a channel in .condarc", condarc, "channels: [http://me:" + secret + "@channel.test:8080/basic]\n", url("/basic")},
-		{"alias with a token", condarc, "channel_alias: http://channel.test:8080/t/" + token + "\n", "tokened"},
+		{"alias with a token", condarc, "channel_alias: http://channel.test:8080/t/${CHANNEL_TOKEN}\n", "tokened"},
 		{"rattler's file", rattler, `{"channel.test": {"BearerToken": "` + secret + `"}}`, url("/bearer")},
 		{"the environment's own URL", netrc, "", strings.Replace(url("/basic"), "//", "//me:"+secret+"@", 1)},
 	} {

@@ -2,6 +2,7 @@ package source
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -22,8 +23,9 @@ type Config struct {
 }
 
 // Add reads one more file, of lower rank than those before: lists are
-// continued, single values stay. where names it in errors.
-func (c *Config) Add(data []byte, where string) error {
+// continued, single values stay. $NAME and ${NAME} are what env has for them.
+// where names it in errors.
+func (c *Config) Add(data []byte, env map[string]string, where string) error {
 	var f struct {
 		Channels        []string            `yaml:"channels"`
 		DefaultChannels []string            `yaml:"default_channels"`
@@ -35,10 +37,24 @@ func (c *Config) Add(data []byte, where string) error {
 	if err := yaml.Unmarshal(data, &f); err != nil {
 		return fmt.Errorf("%s: not valid YAML", where) // not its text: there may be a token in it
 	}
-	c.Channels = appendNew(c.Channels, f.Channels)
-	c.DefaultChannels = appendNew(c.DefaultChannels, f.DefaultChannels)
+	expand := func(s string) string {
+		return os.Expand(s, func(name string) string {
+			if v, ok := env[name]; ok {
+				return v
+			}
+			return "${" + name + "}"
+		})
+	}
+	each := func(list []string) (out []string) {
+		for _, s := range list {
+			out = append(out, expand(s))
+		}
+		return out
+	}
+	c.Channels = appendNew(c.Channels, each(f.Channels))
+	c.DefaultChannels = appendNew(c.DefaultChannels, each(f.DefaultChannels))
 	if c.Alias == "" {
-		c.Alias = f.Alias
+		c.Alias = expand(f.Alias)
 	}
 	switch p := f.Priority.(type) {
 	case string:
@@ -48,12 +64,12 @@ func (c *Config) Add(data []byte, where string) error {
 	}
 	for k, v := range f.Custom {
 		if c.Custom[k] == "" {
-			c.Custom = with(c.Custom, k, v)
+			c.Custom = with(c.Custom, k, expand(v))
 		}
 	}
 	for k, v := range f.Multi {
 		if c.Multi[k] == nil {
-			c.Multi = with(c.Multi, k, v)
+			c.Multi = with(c.Multi, k, each(v))
 		}
 	}
 	return nil

@@ -60,8 +60,8 @@ func TestBadEnvironmentsAreRefused(t *testing.T) {
 func TestChannelsAreResolved(t *testing.T) {
 	c := &Config{}
 	c.AddVariables(map[string]string{"CONDA_CHANNELS": "first"})
-	require.NoError(t, c.Add([]byte("channels: [second]\nchannel_alias: https://user:secret@mirror.example/conda/\ncustom_channels: {own: https://own.example}\ncustom_multichannels: {both: [own, forge]}\nchannel_priority: flexible\n"), "a"))
-	require.NoError(t, c.Add([]byte("channels: [second, third]\nchannel_alias: https://late.example\ndefault_channels: [https://d.example/main]\nchannel_priority: disabled\n"), "b"))
+	require.NoError(t, c.Add([]byte("channels: [second]\nchannel_alias: https://user:secret@mirror.example/conda/\ncustom_channels: {own: https://own.example}\ncustom_multichannels: {both: [own, forge]}\nchannel_priority: flexible\n"), nil, "a"))
+	require.NoError(t, c.Add([]byte("channels: [second, third]\nchannel_alias: https://late.example\ndefault_channels: [https://d.example/main]\nchannel_priority: disabled\n"), nil, "b"))
 	assert.Equal(t, []string{"first", "second", "third"}, c.Channels)
 	assert.Equal(t, "flexible", c.Priority)
 	got, err := c.Resolve([]string{"forge", "forge/label/dev", "defaults", "own", "own/sub", "both", "file:///a/../b/", "/abs", "../rel", "https://x.example/y/"}, "/home/me/project", "https://fallback.example")
@@ -71,6 +71,11 @@ func TestChannelsAreResolved(t *testing.T) {
 		"https://own.example/own", "https://own.example/own/sub", "file:///b", "file:///abs", "file:///home/me/rel", "https://x.example/y",
 	}, got)
 
+	v := &Config{}
+	require.NoError(t, v.Add([]byte("channels: ['https://$USER:${PASS}@x.example/$NONE']\ncustom_channels: {own: 'https://${HOST}/'}\n"), map[string]string{"USER": "me", "PASS": "secret", "HOST": "own.example"}, "c"))
+	assert.Equal(t, []string{"https://me:secret@x.example/${NONE}"}, v.Channels)
+	assert.Equal(t, map[string]string{"own": "https://own.example/"}, v.Custom)
+
 	got, err = (&Config{}).Resolve(nil, "/", "https://fallback.example/")
 	require.NoError(t, err)
 	assert.Equal(t, []string{"https://fallback.example/main", "https://fallback.example/r"}, got)
@@ -79,7 +84,7 @@ func TestChannelsAreResolved(t *testing.T) {
 		require.Error(t, err, name)
 		assert.Contains(t, err.Error(), says)
 	}
-	assert.NotContains(t, (&Config{}).Add([]byte("channels: [https://u:secret@x"), "f").Error(), "secret")
+	assert.NotContains(t, (&Config{}).Add([]byte("channels: [https://u:secret@x"), nil, "f").Error(), "secret")
 }
 
 func TestCredentialsGoWhereTheyBelong(t *testing.T) {
