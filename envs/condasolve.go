@@ -297,7 +297,7 @@ func (m *Manager) runSolver(ctx context.Context, r Recipe, solver, dir string, r
 		}
 	}
 	if err := m.run(ctx, j, r.File); err != nil {
-		return a, err
+		return a, &Error{Msg: err.Error(), Tip: "the solver needs Python 3.10 or newer and glibc in the base: lock upon another --base", Err: err}
 	}
 	out, err := readOutput(filepath.Join(dir, "solved.json"))
 	if err == nil {
@@ -355,6 +355,11 @@ func (m *Manager) repodata(ctx context.Context, r Recipe, in *input, channels []
 			items, recs = append(items, it), append(recs, rec)
 		}
 	}
+	release, err := m.store.Lock(ctx, "objects", false) // no pruning until they are linked
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	m.progress.Phase("download", fmt.Sprintf("repodata of %d channels", len(channels)))
 	j, f, err := m.condaOnline(r, fmt.Sprintf("resolve %q", r.File), dir, in, channels)
 	if err != nil {
