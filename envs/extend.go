@@ -25,16 +25,15 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 		if err != nil {
 			return err
 		}
+		if kind != "requirements" || s.conda != "" {
+			return fail("extend an environment of pip packages, or leave the packages out", "%s: extends an environment with a lock of kind %q: it cannot be installed upon", where, kind)
+		}
 		if old, err = b.parseLock(text, "lock of "+s.extends); err != nil {
 			return err
 		}
-		old.kind = kind
 	}
-	if old.kind != "requirements" || s.conda != "" {
-		return fail("extend an environment of pip packages, or leave the packages out", "%s: extends an environment with a lock of kind %q: it cannot be installed upon", where, old.kind)
-	}
-	if r.Python != "" && !strings.HasPrefix(p.Python, "/") {
-		return fail("leave python out", "%s: python %q: the interpreter is that of what it extends", where, r.Python)
+	if !isPython(p.Python, r.Python) {
+		return fail("leave python out", "%s: python %q: the interpreter is that of what it extends, %s", where, r.Python, p.Python)
 	}
 	r.Python = p.Python
 	in, err := b.read(&r)
@@ -72,6 +71,13 @@ func (b *recipeBake) extend(ctx context.Context, s *stage, out *built, r Recipe)
 	return b.step(ctx, out, func() (*rootfs.Manifest, error) {
 		return b.installUpon(ctx, out, r, out.lock, py)
 	}, "packages", pycs, out.lock.digest(), py.key(r.Base), fmt.Sprint(r.AllowBuild))
+}
+
+// isPython says whether a program is the wanted interpreter: a version or a path.
+func isPython(program, want string) bool {
+	name := filepath.Base(program)
+	want = strings.TrimPrefix(want, "python")
+	return want == "" || want == program || strings.HasPrefix("python"+want+".", name+".") || strings.HasPrefix(name+".", "python"+want+".")
 }
 
 // installUpon brings a tree to what the lock says.

@@ -116,9 +116,9 @@ func (b *recipeBake) run(ctx context.Context, s *stage, out *built, kind, comman
 		"PYTHONDONTWRITEBYTECODE=1", "PYTHONHASHSEED=0",
 	}
 	if out.env != nil {
-		env = append(append(env, out.env.Vars...), "PATH="+strings.Join(append(slices.Clone(out.env.PathPrefix()), "/usr/local/bin", "/usr/bin", "/bin"), ":"))
+		env = append(env, "PATH="+strings.Join(append(slices.Clone(out.env.PathPrefix()), "/usr/local/bin", "/usr/bin", "/bin"), ":"))
 	}
-	env = append(env, b.file.final.env...)
+	env = append(append(env, out.vars...), b.file.final.env...)
 	inputs := append(append([]string{"run", command, "network"}, s.network...), "env")
 	return b.step(ctx, out, func() (_ *rootfs.Manifest, err error) {
 		b.progress.Phase(kind, firstLine(command))

@@ -55,6 +55,7 @@ type built struct {
 	layers []string    // topmost first
 	env    *Env        // whose packages are in it, nil: none
 	lock   *lock       // of the packages where they are more than env's
+	vars   []string    // KEY=VALUE of all that is in it
 }
 
 // upon gives the base with all layers.
@@ -129,12 +130,9 @@ func (m *Manager) fromRecipe(ctx context.Context, r Recipe, file *recipeFile, dr
 	if len(out.layers) == 0 {
 		return nil, fail("requirements, conda, apt, copy, run or extends", "bake %q: the recipe puts nothing into the environment", file.path)
 	}
-	vars := append(slices.Clone(file.final.env), r.Env...)
-	if e := out.env; e != nil && out.lock == nil && len(vars) == 0 && slices.Equal(e.layers(), out.layers) {
+	vars := append(append(out.vars, file.final.env...), r.Env...)
+	if e := out.env; e != nil && out.lock == nil && slices.Equal(vars, e.Vars) && slices.Equal(e.layers(), out.layers) {
 		return e, nil // nothing is added
-	}
-	if out.env != nil {
-		vars = append(slices.Clone(out.env.Vars), vars...)
 	}
 	key := digestOf(append(append([]string{schema, "recipe", out.base.Digest}, out.layers...), append([]string{"env"}, vars...)...)...)
 	e, err := m.load(key)
@@ -282,7 +280,7 @@ func (b *recipeBake) begin(ctx context.Context, s *stage) (*built, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &built{base: from.base, layers: slices.Clone(from.layers), env: from.env, lock: from.lock}, nil
+		return &built{base: from.base, layers: slices.Clone(from.layers), env: from.env, lock: from.lock, vars: slices.Clone(from.vars)}, nil
 	}
 	if s.extends == "" {
 		base := b.r.Base
@@ -316,7 +314,11 @@ func (b *recipeBake) begin(ctx context.Context, s *stage) (*built, error) {
 	if err := b.hold(ctx, append([]string{p.Path}, p.Lowers...)...); err != nil {
 		return nil, err
 	}
-	return &built{base: base, layers: p.layers(), env: p}, nil
+	out := &built{base: base, layers: p.layers(), vars: slices.Clone(p.Vars)}
+	if p.Kind != KindFiles {
+		out.env = p
+	}
+	return out, nil
 }
 
 // step puts a layer on top: the one that the same step gave before, or what make
@@ -427,7 +429,7 @@ func (b *recipeBake) packages(ctx context.Context, s *stage, out *built) error {
 	if err != nil {
 		return relabel(err, r.File, label)
 	}
-	out.env, out.layers = e, e.layers()
+	out.env, out.layers, out.vars = e, e.layers(), append(out.vars, e.Vars...)
 	return b.hold(ctx, append([]string{e.Path}, e.Lowers...)...)
 }
 

@@ -298,3 +298,32 @@ func TestNoLinkOfALayerLeadsToTheHost(t *testing.T) {
 		require.False(t, ok, "it was taken away")
 	}
 }
+
+func TestAnExtendedInterpreterIsTheWantedOne(t *testing.T) {
+	for want, ok := range map[string]bool{"": true, "3": true, "3.11": true, "3.11.2": true, "3.1": false, "3.12": false, "/usr/bin/python3.11": true, "/usr/bin/python3": false} {
+		require.Equal(t, ok, isPython("/usr/bin/python3.11", want), want)
+	}
+}
+
+// Upon an environment without packages comes one with some, as upon a base.
+func TestPackagesUponWhatHasNone(t *testing.T) {
+	m, _, base := stageManager(t)
+	ctx := context.Background()
+	b, err := m.store.AddBase(ctx, "small", base.Lowers[0], func(string) {}, func(string) (string, []string, error) { return base.Lowers[0], nil, nil })
+	require.NoError(t, err)
+	parent, _, err := m.Ensure(ctx, Recipe{File: recipe(t, map[string]string{"sbxrun.toml": "[env]\nrun = ['write /opt/a 1']\nenv = {P = '1'}\n"}), Base: b, Name: "parent"})
+	require.NoError(t, err)
+	file := recipe(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'parent'\nrequirements = 'r.txt'\nenv = {C = '1'}\n", "r.txt": pin("iniconfig", "1.0")})
+	child, _, err := m.Ensure(ctx, Recipe{File: file, Base: rootfs.Base{Name: "host"}})
+	require.NoError(t, err)
+	got := files(t, m, child)
+	require.Equal(t, "1", got["opt/a"])
+	require.Contains(t, got, "opt/env/lib/python3.11/site-packages/iniconfig.py")
+	require.Equal(t, []string{"P=1", "VIRTUAL_ENV=/opt/env", "C=1"}, child.Vars)
+	require.Equal(t, "venv", child.Kind)
+	require.Equal(t, []Package{{"iniconfig", "1.0"}}, child.Packages)
+	require.Equal(t, []string{parent.Digest}, child.Below)
+	found, err := m.Find(Recipe{File: file, Base: rootfs.Base{Name: "host"}})
+	require.NoError(t, err)
+	require.Equal(t, child.Key, found.Key)
+}

@@ -267,10 +267,17 @@ func TestOverlayOfStagedLayers(t *testing.T) {
 	a.Stage = n.stage
 	b := &builder{a: a, r: &Root{IDMapped: true, limit: a.Upper.SizeBytes}}
 	require.NoError(t, b.build())
-	for i := range 2 { // the upper is staged once, for the root and for volumes
+	for i := range 3 { // the upper is staged once, for the root and for volumes
 		id := strings.Repeat("x", i+1)
-		require.NoError(t, makeUpper(int(b.r.upper.Fd()), id, "work"+id, testIDs, testIDs, 0o755))
-		tree, err := b.stagedOverlay("a test", b.lowers, "", id, "work"+id)
+		upper, work := id, "work"+id
+		if i == 2 { // one that stays
+			dir := t.TempDir()
+			require.NoError(t, MakeUpper(dir))
+			upper, work = dir+"/upper", dir+"/work"
+		} else {
+			require.NoError(t, makeUpper(int(b.r.upper.Fd()), upper, work, testIDs, testIDs, 0o755))
+		}
+		tree, err := b.stagedOverlay("a test", b.lowers, "", upper, work)
 		require.NoError(t, err)
 		fd, err := unix.Openat(tree, "f", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		require.NoError(t, err)

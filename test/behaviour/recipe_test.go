@@ -195,6 +195,22 @@ func TestAnEnvironmentIsExtended(t *testing.T) {
 	require.Empty(t, list(t, s))
 }
 
+// Upon a conda environment there are copies and runs, but no packages of pip's.
+func TestACondaEnvironmentIsExtended(t *testing.T) {
+	s, channel := newConda(t)
+	o := s.Do("env", "build", "-q", "--name", "conda-parent", "-r", environment(t, channel, "sounds", "greet", "python"))
+	require.Equal(t, 0, o.Code, o)
+	t.Cleanup(func() { s.Do("env", "rm", "conda-parent") })
+	child := tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'conda-parent'\nrun = 'greet > /opt/said; rm /opt/env/bin/greet'\nenv = {A = 'b'}\n"})
+	o = s.Run("-q", "-r", child, "--", "sh", "-c", "cat /opt/said; echo $A $SOUNDS_HOME; ls /opt/env/bin/greet; ls /opt/env/conda-meta | grep -c sounds")
+	require.Equal(t, "hello\nb /opt/env/share/sounds\n1\n", string(o.Stdout), o)
+	o = s.Run("-q", "--with", "conda-parent", "--", "greet")
+	require.Equal(t, "hello\n", string(o.Stdout), o)
+	o = s.Do("env", "build", "-q", "-r", tomlProject(t, map[string]string{"sbxrun.toml": "[env]\nextends = 'conda-parent'\nrequirements = ['iniconfig']\n"}))
+	require.Equal(t, 1, o.Code, o)
+	require.Contains(t, string(o.Stderr), `sbxrun.toml:3: extends an environment with a lock of kind "conda"`)
+}
+
 // debianBase makes a small base with a package database out of what this
 // machine's own packages installed.
 func debianBase(t *testing.T) string {
