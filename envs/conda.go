@@ -346,12 +346,9 @@ func dropPinned(text []byte, have map[string]string, options []string) string {
 	return out.String()
 }
 
-// lockOfConda gives a lock as other tools read it, an @EXPLICIT list; what is
-// one already is given as it is.
-func (m *Manager) lockOfConda(ctx context.Context, r Recipe, in *input) (_ []byte, err error) {
-	if in.conda != KindEnvironment {
-		return in.files[0].data, nil
-	}
+// lockOfConda gives a lock as other tools read it, an @EXPLICIT list for this
+// platform and without credentials; what is a lock already becomes one too.
+func (m *Manager) lockOfConda(ctx context.Context, r Recipe, in *input) ([]byte, error) {
 	l, err := m.condaLocked(ctx, r, in)
 	if err != nil {
 		return nil, err

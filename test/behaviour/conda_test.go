@@ -94,10 +94,11 @@ func TestEveryLockOfCondaIsBaked(t *testing.T) {
 
 	o = s.Do("env", "lock", "-r", file)
 	require.Equal(t, 0, o.Code, "%v", o)
+	ours := string(o.Stdout)
 	dir := t.TempDir()
 	pixi, explicit := filepath.Join(dir, "pixi.lock"), filepath.Join(dir, "theirs.txt")
 	condachannel.Rattler(t, condachannel.Ask{Channel: channel, Specs: []string{"hello-bin", "greet", "python"}, Lock: pixi, Explicit: explicit})
-	for _, lock := range []string{fileOf(t, "ours.txt", string(o.Stdout)), pixi, explicit} {
+	for _, lock := range []string{fileOf(t, "ours.txt", ours), pixi, explicit} {
 		fresh := harness.NewEmpty(t) // no solver in it
 		o := fresh.Do("env", "build", "--json", "-r", lock)
 		require.Equal(t, 0, o.Code, "%s: %v", lock, o)
@@ -105,6 +106,9 @@ func TestEveryLockOfCondaIsBaked(t *testing.T) {
 		assert.Equal(t, want.Files, got.Files, lock)
 		assert.Equal(t, want.Packages, got.Packages, lock)
 		assert.NoFileExists(t, fresh.Root+"/tools/tool.json")
+		again := fresh.Do("env", "lock", "-r", lock)
+		require.Equal(t, 0, again.Code, "%v", again)
+		assert.ElementsMatch(t, strings.Split(ours, "\n"), strings.Split(string(again.Stdout), "\n"), lock)
 	}
 }
 
