@@ -166,6 +166,7 @@ func kernelExec(u *ui, args []string) int {
 	if err != nil {
 		return fail(err)
 	}
+	defer set.Close()
 	file, err := filepath.Abs(args[1])
 	if err != nil {
 		return fail(err)

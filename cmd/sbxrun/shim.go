@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime"
 )
 
@@ -46,8 +47,12 @@ type shimSettings struct {
 	Debug   bool     `json:"debug,omitempty"`  // debuggers get the ports that their command lines name
 	Direct  []string `json:"direct,omitempty"` // programs that are no scripts of the environment's Python
 
-	again string // the command that makes it
+	again string   // the command that makes it
+	lock  *os.File // held while it is used
 }
+
+// Close lets go of the lock.
+func (set *shimSettings) Close() error { return set.lock.Close() }
 
 // shimFiles are files that a folder has beside what a venv has.
 type shimFiles map[string][]byte
@@ -206,17 +211,42 @@ func (o *shimOptions) settings(c *command, dir string, shown bool) (*shimSetting
 	}
 	set.Env = env.Key
 	if o.requirements != "" {
-		store, err := c.store()
-		if err != nil {
+		if err := o.keepLock(c, set, env, files); err != nil {
 			return nil, nil, nil, err
-		}
-		kind, text, err := envs.Open(store, envs.Options{}).LockText(env)
-		if err == nil && (kind == "requirements" || kind == "pylock") && len(env.Below) == 0 {
-			set.Lock = map[string]string{"requirements": "requirements.txt", "pylock": "pylock.toml"}[kind]
-			files[set.Lock] = text
 		}
 	}
 	return set, env, files, nil
+}
+
+// keepLock keeps the lock where that alone gives the same environment again.
+func (o *shimOptions) keepLock(c *command, set *shimSettings, env *envs.Env, files shimFiles) error {
+	store, err := c.store()
+	if err != nil {
+		return err
+	}
+	m := envs.Open(store, envs.Options{})
+	kind, text, err := m.LockText(env)
+	name := map[string]string{"requirements": "requirements.txt", "pylock": "pylock.toml"}[kind]
+	if err != nil || name == "" {
+		return nil //nolint:nilerr // then there is none to keep
+	}
+	tmp, err := os.MkdirTemp("", "sbxrun-lock-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	r := o.recipe(rootfs.Base{})
+	if r.Base, err = store.Base(o.base); err != nil {
+		return err
+	}
+	r.File = filepath.Join(tmp, name)
+	if err := os.WriteFile(r.File, text, 0o600); err != nil {
+		return err
+	}
+	if again, err := m.Find(r); err == nil && again != nil && again.Key == env.Key {
+		set.Lock, files[name] = name, text
+	}
+	return nil
 }
 
 // settingsFile is the file that -f FILE or -f DIR means.
@@ -304,11 +334,11 @@ func interpreter() (string, error) {
 	return self, nil
 }
 
-// writeShim makes the folder beside its place and moves it there in one step: who
-// uses an old one at this moment has all of that.
+// writeShim makes the folder, or renews one that is ours, file by file. The folder
+// itself stays: the kernel takes away what running sandboxes have mounted on one that
+// is removed, and they would see the new one, and might write it.
 func writeShim(dir string, set *shimSettings, env *envs.Env, files shimFiles, sources bool) (err error) {
-	old, err := oursAt(dir)
-	if err != nil {
+	if _, err := oursAt(dir); err != nil {
 		return err
 	}
 	self, err := interpreter()
@@ -322,47 +352,35 @@ func writeShim(dir string, set *shimSettings, env *envs.Env, files shimFiles, so
 	if layout.Python == "" {
 		return usage("add python to its recipe", "env shim %q: the environment has no python", dir)
 	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // as venv does
-		return fmt.Errorf("env shim: %w", err)
-	}
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".sbxrun-")
-	if err != nil {
-		return fmt.Errorf("env shim: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	w := &shimWriter{dir: tmp}
-	w.mkdir("bin")
 	script := "#!" + self + " shim-exec\n# Made by sbxrun env shim: runs in a sandbox; see ../" + shimSettingsFile + "\n"
+	scripts := map[string]bool{"python": true, "python3": true}
 	set.Direct = nil
 	for _, p := range layout.Programs {
 		if shellScript(p.Name) {
 			continue
 		}
-		w.file("bin/"+p.Name, script, 0o755)
+		scripts[p.Name] = true
 		if !p.Python && !isPython(p.Name) {
 			set.Direct = append(set.Direct, p.Name)
 		}
 	}
-	for _, n := range []string{"python", "python3"} {
+	w := &shimWriter{dir: dir}
+	w.mkdir("bin")
+	w.settings(set, files) // first: what is not whole is ours, and is renewed
+	for n := range scripts {
 		w.file("bin/"+n, script, 0o755)
 	}
-	w.settings(set, files)
 	w.file("pyvenv.cfg", venvConfig(layout), 0o644)
 	for name, text := range activates {
 		w.file("bin/"+name, strings.ReplaceAll(text, "@DIR@", dir), 0o644)
 	}
 	w.file(".gitignore", "*\n", 0o644)
+	w.do(func() error { return os.Chmod(dir, 0o755) }) //nolint:gosec // as a venv's: others' editors may read it
 	if layout.Site != "" {
 		w.site(env, layout.Site, sources)
 	}
-	w.do(func() error { return os.Chmod(tmp, 0o755) }) //nolint:gosec // as a venv's: others' editors may read it
-	if w.err == nil {
-		how := uint(0)
-		if old {
-			how = unix.RENAME_EXCHANGE
-		}
-		w.err = unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, dir, how)
-	}
+	w.removeOthers("bin", func(n string) bool { return scripts[n] || activates[n] != "" })
+	w.removeOthers("lib", func(n string) bool { return n == filepath.Base(filepath.Dir(layout.Site)) })
 	if w.err != nil {
 		return fmt.Errorf("env shim %q: %w", dir, w.err)
 	}
@@ -431,7 +449,10 @@ func oursAt(dir string) (bool, error) {
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(names) == 0:
 		return false, nil
 	case err == nil:
-		_, err = readShim(dir)
+		var set *shimSettings
+		if set, err = readShim(dir); err == nil {
+			err = set.Close()
+		}
 	}
 	if err != nil {
 		return false, usage("give one that is not there yet", "%q: there is something else", dir)
@@ -447,13 +468,45 @@ func removeShim(dir string) error {
 	if err != nil {
 		return err
 	}
+	// What running programs have mounted on the folder would go with it (see writeShim).
+	lock, err := lockShim(dir, unix.LOCK_EX)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return &runtime.Error{Op: "remove shim", Object: dir, Err: errors.New("a program of it is running"), Hint: "wait for its end"}
+	}
+	if err != nil {
+		return fmt.Errorf("remove shim %q: %w", dir, err)
+	}
+	defer lock.Close()
 	return os.RemoveAll(dir)
 }
 
+// lockShim locks the folder, which stays when its files are renewed.
+func lockShim(dir string, how int) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	if err := unix.Flock(fd, how|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 // readShim reads the settings. Root acts on them: nobody else may have written them.
-func readShim(dir string) (*shimSettings, error) {
+// They are locked until Close, so that nobody removes what is in use.
+func readShim(dir string) (s *shimSettings, err error) {
 	path := filepath.Join(dir, shimSettingsFile)
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	lock, err := lockShim(dir, unix.LOCK_SH)
+	if err != nil {
+		return nil, fmt.Errorf("read shim %q: %w", path, err)
+	}
+	defer func() {
+		if s == nil {
+			lock.Close()
+		}
+	}()
+	fd, err := unix.Openat(int(lock.Fd()), shimSettingsFile, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read shim %q: %w", path, err)
 	}
@@ -466,12 +519,12 @@ func readShim(dir string) (*shimSettings, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
 		return nil, usage("who could change it could show a sandbox any file: make it again", "read shim %q: others may have written it", path)
 	}
-	s := &shimSettings{}
+	got := &shimSettings{lock: lock}
 	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
-	if err != nil || json.Unmarshal(b, s) != nil || s.Version != 1 || len(s.Env) != 64 || strings.Contains(s.File+s.Lock, "/") {
+	if err != nil || json.Unmarshal(b, got) != nil || got.Version != 1 || len(got.Env) != 64 || strings.Contains(got.File+got.Lock, "/") {
 		return nil, usage("make it again: sbxrun env shim …", "read shim %q: damaged", path)
 	}
-	return s, nil
+	return got, nil
 }
 
 // shimWriter writes into a folder; the first error stays.
@@ -503,19 +556,39 @@ func (w *shimWriter) settings(set *shimSettings, files shimFiles) {
 	w.file(shimSettingsFile, string(b)+"\n", 0o644)
 }
 
+// removeOthers removes what an environment before has left in a folder.
+func (w *shimWriter) removeOthers(folder string, keep func(name string) bool) {
+	w.do(func() error {
+		names, err := os.ReadDir(filepath.Join(w.dir, folder))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		for _, n := range names {
+			if !keep(n.Name()) {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(w.dir, folder, n.Name())))
+			}
+		}
+		return err
+	})
+}
+
 // site shows the packages to editors: by a link into the store, or by copies.
 func (w *shimWriter) site(env *envs.Env, site string, sources bool) {
 	w.mkdir(filepath.Dir(site))
-	w.do(func() error { return os.Symlink("lib", filepath.Join(w.dir, "lib64")) })
+	w.do(func() error { return w.link("lib", "lib64") })
 	if !sources {
-		w.do(func() error {
-			return os.Symlink(filepath.Join(env.Path, envs.EnvDir, site), filepath.Join(w.dir, site))
-		})
+		w.do(func() error { return w.link(filepath.Join(env.Path, envs.EnvDir, site), site) })
 		return
 	}
-	w.mkdir(site)
 	w.do(func() error {
-		to, err := os.OpenRoot(filepath.Join(w.dir, site))
+		path := filepath.Join(w.dir, site)
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+		if err := os.Mkdir(path, 0o755); err != nil { //nolint:gosec // as a venv's
+			return err
+		}
+		to, err := os.OpenRoot(path)
 		if err != nil {
 			return err
 		}
@@ -532,4 +605,19 @@ func (w *shimWriter) site(env *envs.Env, site string, sources bool) {
 			return errors.Join(err, f.Close())
 		})
 	})
+}
+
+// link makes a symbolic link, in one step where there was one.
+func (w *shimWriter) link(to, name string) error {
+	path := filepath.Join(w.dir, name)
+	if st, err := os.Lstat(path); err == nil && st.IsDir() { // copies of before
+		if err := os.RemoveAll(path); err != nil {
+			return err
+		}
+	}
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.Symlink(to, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }

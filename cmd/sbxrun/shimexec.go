@@ -38,8 +38,32 @@ func passesEnv(name string) bool {
 }
 
 // protected are what tools of the host execute, or are told by what to execute,
-// unasked: in a project's top folder they are read-only where they are there.
+// unasked: in a project's top folder they are read-only where they are there. So are
+// other shims, and virtual environments of the host's.
 var protected = []string{".git", ".vscode", ".idea", ".devcontainer", ".envrc"}
+
+// protectedIn gives what of a project is read-only.
+func protectedIn(project string) (paths []string) {
+	d, err := os.Open(project)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	slices.Sort(names)
+	for _, n := range names {
+		p := filepath.Join(project, n)
+		var st unix.Stat_t
+		if slices.Contains(protected, n) {
+			if unix.Lstat(p, &st) == nil && (st.Mode&unix.S_IFMT == unix.S_IFDIR || st.Mode&unix.S_IFMT == unix.S_IFREG) {
+				paths = append(paths, p)
+			}
+		} else if unix.Lstat(p+"/pyvenv.cfg", &st) == nil && unix.Lstat(p, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}
 
 // shimExec is what a script of a shim folder runs: args are the script's path and
 // its arguments.
@@ -61,6 +85,7 @@ func shimExec(u *ui, args []string) int {
 	dir, name := filepath.Dir(filepath.Dir(script)), filepath.Base(script)
 	set, err := readShim(dir)
 	if err == nil { // again: folders can be moved
+		defer set.Close()
 		err = set.checkPlace(dir, true, nil)
 	}
 	if err != nil {
@@ -201,9 +226,8 @@ func (set *shimSettings) show(spec *runtime.Spec, env *envs.Env, dir, project st
 	}
 	if project != "" {
 		add(project, "rw")
-		for _, name := range protected {
-			p := filepath.Join(project, name)
-			if st, err := os.Lstat(p); err == nil && (st.IsDir() || st.Mode().IsRegular()) && p != dir {
+		for _, p := range protectedIn(project) {
+			if p != dir {
 				add(p, "ro")
 			}
 		}
