@@ -137,6 +137,42 @@ func pick(m *rootfs.Manifest, skip func(string) bool) *rootfs.Manifest {
 // one: a change within the same tick of the clock would look the same.
 const settled = 2 * time.Second
 
+// addition is what a copy puts into an environment: its digest, and the files
+// where they are needed.
+type addition struct {
+	digest string
+	load   func(context.Context) (*rootfs.Manifest, error)
+}
+
+// remembered gives an addition whose digest is known by what it was made from;
+// where it is not, or is not to be kept, it is loaded.
+func (m *Manager) remembered(ctx context.Context, keep bool, key string, load func(context.Context) (*rootfs.Manifest, error)) (addition, error) {
+	p := m.store.Path("envs", "copies", key)
+	if b, err := os.ReadFile(p); err == nil && keep {
+		return addition{string(b), load}, nil
+	}
+	man, err := load(ctx)
+	if err != nil {
+		return addition{}, err
+	}
+	a := addition{man.Digest(), func(context.Context) (*rootfs.Manifest, error) { return man, nil }}
+	if !keep || m.store.Writable() != nil {
+		return a, nil
+	}
+	return a, m.store.WriteFile(p, []byte(a.digest))
+}
+
+// copyOf gives what a copy of from to a path adds.
+func (m *Manager) copyOf(ctx context.Context, p *project, from, to string) (addition, error) {
+	s, err := p.sign(ctx, from)
+	if err != nil {
+		return addition{}, err
+	}
+	return m.remembered(ctx, !s.fresh, digestOf(copyKey(p, from, s), to), func(ctx context.Context) (*rootfs.Manifest, error) {
+		return m.copied(ctx, p, from, to)
+	})
+}
+
 // copied gives what a copy of from to a path adds. Where nothing has another
 // size, time or inode than before, no file is read.
 func (m *Manager) copied(ctx context.Context, p *project, from, to string) (*rootfs.Manifest, error) {

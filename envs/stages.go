@@ -487,10 +487,15 @@ func (b *recipeBake) copy(ctx context.Context, s *stage, out *built, c copyStep)
 	if !writable(path.Clean(c.to), out.base.Name != "host") {
 		return fail("an environment upon the host's own /usr is below /opt; --base another has /usr/local too", "%s: copy to %q: not in an environment upon base %q", where, c.to, out.base.Name)
 	}
-	var add *rootfs.Manifest
+	var add addition
 	var err error
 	if c.stage != "" {
-		if add, err = b.copyFromStage(ctx, c, where); err != nil {
+		from, err := b.stage(ctx, b.file.stages[c.stage])
+		if err == nil {
+			key := digestOf(append([]string{schema, "copy from a stage", c.from, c.to}, from.layers...)...)
+			add, err = b.remembered(ctx, true, key, func(context.Context) (*rootfs.Manifest, error) { return b.copyFromStage(from, c, where) })
+		}
+		if err != nil {
 			return err
 		}
 	} else {
@@ -499,12 +504,16 @@ func (b *recipeBake) copy(ctx context.Context, s *stage, out *built, c copyStep)
 				return err
 			}
 		}
-		if add, err = b.copied(ctx, b.proj, c.from, c.to); err != nil {
+		if add, err = b.copyOf(ctx, b.proj, c.from, c.to); err != nil {
 			return errorAt(where, err)
 		}
 	}
 	return b.step(ctx, out, func() (*rootfs.Manifest, error) {
 		below, err := b.view(&out.base, out.layers)
+		if err != nil {
+			return nil, err
+		}
+		man, err := add.load(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -514,8 +523,8 @@ func (b *recipeBake) copy(ctx context.Context, s *stage, out *built, c copyStep)
 			}
 		}
 		b.progress.Phase("copy", c.to)
-		return rootfs.Diff(rootfs.Stack(withParents(add), below), below), nil
-	}, "copy", add.Digest())
+		return rootfs.Diff(rootfs.Stack(withParents(man), below), below), nil
+	}, "copy", add.digest)
 }
 
 func errorAt(where string, err error) error {
@@ -543,11 +552,7 @@ func withParents(m *rootfs.Manifest) *rootfs.Manifest {
 }
 
 // copyFromStage takes a path of a stage's result: names change, no byte is read.
-func (b *recipeBake) copyFromStage(ctx context.Context, c copyStep, where string) (*rootfs.Manifest, error) {
-	from, err := b.stage(ctx, b.file.stages[c.stage])
-	if err != nil {
-		return nil, err
-	}
+func (b *recipeBake) copyFromStage(from *built, c copyStep, where string) (*rootfs.Manifest, error) {
 	view, err := b.view(nil, from.layers)
 	if err != nil {
 		return nil, err
@@ -574,8 +579,11 @@ func (b *recipeBake) copyFromStage(ctx context.Context, c copyStep, where string
 	return place(part, top == 'f', c.from, c.to), nil
 }
 
-// pruneSteps forgets steps whose layer is gone.
+// pruneSteps forgets steps whose layer is gone, and what copies came to.
 func (m *Manager) pruneSteps() error {
+	if err := os.RemoveAll(m.store.Path("envs", "copies")); err != nil {
+		return fmt.Errorf("prune steps: %w", err)
+	}
 	dir := m.store.Path("envs", "steps")
 	ents, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

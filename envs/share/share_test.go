@@ -112,8 +112,12 @@ func TestRoundTrip(t *testing.T) {
 	e := addEnv(t, s, m)
 	ctx := context.Background()
 	for _, o := range []ExportOptions{
-		{Format: "oci"}, {Format: "oci", Compression: "zstd", WithBase: true}, {Format: "oci-archive"}, {Format: "oci-archive", WithBase: true},
-		{Format: "tar.zst"}, {Format: "tar.zst", WithBase: true},
+		{Format: "oci"},
+		{Format: "oci", Compression: "zstd", WithBase: true},
+		{Format: "oci-archive"},
+		{Format: "oci-archive", WithBase: true},
+		{Format: "tar.zst"},
+		{Format: "tar.zst", WithBase: true},
 	} {
 		t.Run(o.Format, func(t *testing.T) {
 			o.Bundles = [][]byte{[]byte("a signature"), []byte("another")}
