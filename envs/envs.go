@@ -461,7 +461,21 @@ func (m *Manager) Get(ref string) (*Env, error) {
 	case 0:
 		return nil, fail("sbxrun env list shows what there is", "environment %q: not found", ref)
 	}
-	return nil, fail("give more digits", "environment %q: several match", ref)
+	// The same content by several ways, of which one is this machine's own bake.
+	var own []*Env
+	for _, e := range found {
+		if e.Digest != found[0].Digest {
+			own = nil
+			break
+		}
+		if e.Origin == nil {
+			own = append(own, e)
+		}
+	}
+	if len(own) == 1 {
+		return own[0], nil
+	}
+	return nil, fail("give more digits, or a name or key of sbxrun env list --json", "environment %q: several match", ref)
 }
 
 // byDigits gives the environments whose key or content digest begins with the

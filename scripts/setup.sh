@@ -7,6 +7,8 @@ set -eu
 
 packages="gcc libc6-dev libseccomp-dev pkg-config python3 python3-venv python3-pip ca-certificates e2fsprogs git"
 if [ "${1:-}" = test ]; then
+	# A registry and other tools for images, which environments are sent to and read by.
+	packages="$packages docker-registry skopeo umoci"
 	# mkfs.erofs for layers that are images.
 	packages="$packages erofs-utils"
 	# The other architecture's compiler: pid 1 must compile for both.

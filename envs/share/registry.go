@@ -65,6 +65,8 @@ func (o RegistryOptions) reach(ctx context.Context, ref string) (*remote.Reposit
 	return repo, nil
 }
 
+const loginHint = "log in with docker login, podman login or skopeo login: their files are read; may this user do it?"
+
 // explain puts what a registry or the way to it says into one line, without
 // URLs: their queries can be as good as credentials.
 func explain(verb, ref string, err error) error {
@@ -72,8 +74,10 @@ func explain(verb, ref string, err error) error {
 	hint := hinted.Of(err)
 	msg := ""
 	switch {
+	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+		msg, hint = "the registry wants a login, and there is none for it", loginHint
 	case errors.As(err, &resp) && (resp.StatusCode == 401 || resp.StatusCode == 403):
-		msg, hint = fmt.Sprintf("the registry refuses it (%d%s)", resp.StatusCode, said(resp)), "log in with docker login, podman login or skopeo login: their files are read; may this user do it?"
+		msg, hint = fmt.Sprintf("the registry refuses it (%d%s)", resp.StatusCode, said(resp)), loginHint
 	case errors.As(err, &resp):
 		msg = fmt.Sprintf("the registry answers %d%s", resp.StatusCode, said(resp))
 	case errors.Is(err, errdef.ErrNotFound):

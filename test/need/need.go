@@ -229,3 +229,14 @@ func lastLine(out []byte) string {
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 	return lines[len(lines)-1]
 }
+
+// Program needs a program of a Debian package that scripts/setup.sh installs for
+// tests.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	p, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("needs %s (scripts/setup.sh test installs it): %v", name, err)
+	}
+	return p
+}
