@@ -144,6 +144,9 @@ type addition struct {
 	load   func(context.Context) (*rootfs.Manifest, error)
 }
 
+// writable says whether what can be made again may be kept.
+func (m *Manager) writable() bool { return m.store.Writable() == nil }
+
 // remembered gives an addition whose digest is known by what it was made from;
 // where it is not, or is not to be kept, it is loaded.
 func (m *Manager) remembered(ctx context.Context, keep bool, key string, load func(context.Context) (*rootfs.Manifest, error)) (addition, error) {
@@ -156,10 +159,10 @@ func (m *Manager) remembered(ctx context.Context, keep bool, key string, load fu
 		return addition{}, err
 	}
 	a := addition{man.Digest(), func(context.Context) (*rootfs.Manifest, error) { return man, nil }}
-	if !keep || m.store.Writable() != nil {
-		return a, nil
+	if keep && m.writable() {
+		err = m.store.WriteFile(p, []byte(a.digest))
 	}
-	return a, m.store.WriteFile(p, []byte(a.digest))
+	return a, err
 }
 
 // copyOf gives what a copy of from to a path adds.
@@ -186,7 +189,7 @@ func (m *Manager) copied(ctx context.Context, p *project, from, to string) (*roo
 		if man, err = p.add(ctx, m.store, from); err != nil {
 			return nil, err
 		}
-		if !s.fresh {
+		if !s.fresh && m.writable() {
 			if err := m.store.WriteFile(m.store.Path("envs", "parts", key), man.Encode()); err != nil {
 				return nil, err
 			}

@@ -35,7 +35,7 @@ type recipeOptions struct {
 }
 
 func (o *recipeOptions) declareRecipe(f *flagSet) {
-	f.StringVarP(&o.requirements, "requirements", "r", "", "`file` by content: requirements.txt, pyproject.toml, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, environment.yml, @EXPLICIT list, conda-lock.yml, pixi.lock; or a folder with one")
+	f.StringVarP(&o.requirements, "requirements", "r", "", "`file` by content: requirements.txt, pyproject.toml, pylock.toml, uv.lock, poetry.lock, pdm.lock, Pipfile.lock, environment.yml, @EXPLICIT list, conda-lock.yml, pixi.lock, a recipe (sbxrun.toml); or a folder with one")
 	f.ListVar(&o.extras, "extra", "take this extra of the project too, by `name`")
 	f.BoolVar(&o.allExtras, "all-extras", "take all extras of the project")
 	f.ListVar(&o.groups, "group", "take this dependency group of the project too, by `name`")
