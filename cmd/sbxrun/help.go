@@ -47,8 +47,26 @@ func helpText(v *verb) string {
 		b.WriteString("\n" + v.long + "\n")
 	}
 	c := newCommand(newUI(), v)
-	b.WriteString("\nFlags:\n" + c.flags.Usages(100))
+	b.WriteString("\nFlags:\n" + ownFlags(c))
 	return b.String()
+}
+
+// ownFlags lists the flags of a verb; run's, where it takes them all, are told once.
+func ownFlags(c *command) string {
+	if !c.verb.asRun {
+		return c.flags.Usages(100)
+	}
+	r := newCommand(newUI(), runVerb())
+	for i := range c.flags.all {
+		o := &c.flags.all[i]
+		same := r.flags.Lookup(o.name)
+		o.hidden = o.hidden || same != nil && same.usage == o.usage
+	}
+	own := c.flags.Usages(100)
+	if own != "" {
+		own += "\n"
+	}
+	return own + "  and all flags of run: sbxrun run --help\n"
 }
 
 // groupHelp lists the verbs that begin with a word (env, base).
@@ -87,7 +105,7 @@ func markdown() string {
 		c := newCommand(newUI(), v)
 		// The directories depend on the caller's variables.
 		c.dirs = runtime.Dirs{Root: "/var/lib/sbxrun", State: "/run/sbxrun"}
-		b.WriteString(c.flags.Usages(100) + "```\n")
+		b.WriteString(ownFlags(c) + "```\n")
 	}
 	b.WriteString(exitCodes)
 	return b.String()

@@ -21,7 +21,7 @@ type kernelOptions struct {
 
 func envKernelVerb() *verb {
 	return &verb{
-		name: "env kernel", args: "[flags of run] NAME",
+		name: "env kernel", args: "[flags of run] NAME", asRun: true,
 		short: "make a Jupyter kernel that runs in a sandbox over an environment (which has ipykernel)",
 		long: "Writes DATA/kernels/NAME/kernel.json. Each kernel is a sandbox of its own, reached through its\n" +
 			"five ports on the host's 127.0.0.1. With --project DIR that directory is shown writable at its\n" +

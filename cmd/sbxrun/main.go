@@ -28,6 +28,8 @@ type verb struct {
 	run   func(c *command, args []string) (int, error)
 	// passes says that flags end at the first argument (run).
 	passes bool
+	// asRun says that all of run's flags are taken too.
+	asRun bool
 }
 
 // command is a verb being run.

@@ -92,7 +92,7 @@ func runVerb() *verb {
 
 func planVerb() *verb {
 	return &verb{
-		name: "plan", args: "[flags of run] [--] COMMAND [ARG…]", passes: true,
+		name: "plan", args: "[flags of run] [--] COMMAND [ARG…]", passes: true, asRun: true,
 		short: "print what run would do, and do nothing",
 		long:  "An environment that is not baked yet is named, not baked.",
 		setup: func(c *command) {

@@ -84,7 +84,7 @@ func declareShim(c *command) *shimOptions {
 
 func envShimVerb() *verb {
 	return &verb{
-		name: "env shim", args: "[flags of run] DIR",
+		name: "env shim", args: "[flags of run] DIR", asRun: true,
 		short: "make a folder that looks like a virtual environment and whose programs run in sandboxes",
 		long: "Editors and tools use DIR as they use a venv. The project (--project DIR, default: the current\n" +
 			"directory) is shown writable at its own path, the environment at DIR, nothing else of the host's\n" +
