@@ -56,10 +56,14 @@ func TestAPortOfTheHostIsReachedFromInside(t *testing.T) {
 	assert.Equal(t, "host:hello", string(b))
 	c.Close()
 
-	c = dial("127.0.0.1:7001")
-	_, err = io.ReadAll(c)
-	require.ErrorIs(t, err, unix.ECONNRESET)
-	c.Close()
+	require.ErrorIs(t, s.in.Do(func() error {
+		c, err := net.DialTimeout("tcp", "127.0.0.1:7001", 5*time.Second)
+		if err == nil { // else it was reset even before
+			defer c.Close()
+			_, err = io.ReadAll(c)
+		}
+		return err
+	}), unix.ECONNRESET)
 	require.NoError(t, f.Close())
 	conns, in, out := f.Stats()
 	assert.Equal(t, []int64{1, 10, 5}, []int64{conns, in, out}, "connections, bytes into and out of the namespace")

@@ -267,7 +267,7 @@ func TestConnectionTrackingIsShared(t *testing.T) {
 	serve(t, w.inet, otherV4, "80")
 	box, _ := w.open(Config{Slot: 0})
 	peer, _ := w.open(Config{Slot: 1})
-	require.Equal(t, ok, ask(t, box, "tcp", otherV4, "80"))
+	require.Equal(t, ok, askFor(t, ok, box, "tcp", otherV4, "80"))
 	require.NoError(t, box.Do(func() error {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		require.NoError(t, err)
@@ -278,8 +278,8 @@ func TestConnectionTrackingIsShared(t *testing.T) {
 		}
 		return nil
 	}))
-	require.Equal(t, refused, ask(t, box, "tcp", otherV4, "80"))
-	require.Equal(t, ok, ask(t, peer, "tcp", otherV4, "80"))
+	require.Equal(t, refused, askFor(t, refused, box, "tcp", otherV4, "80"))
+	require.Equal(t, ok, askFor(t, ok, peer, "tcp", otherV4, "80"))
 	require.NoError(t, w.host.Do(func() error {
 		b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
 		require.NoError(t, err)

@@ -39,7 +39,7 @@ func TestTheHostBecomesNoRouter(t *testing.T) {
 	serve(t, w.inet, inetV6, "80")
 	box, _ := w.open(Config{Slot: 0})
 	for _, to := range []string{inetV4, inetV6, "10.7.0.2", "2001:db8:7::2"} {
-		require.Equal(t, ok, ask(t, box, "tcp", to, "80"), to)
+		require.Equal(t, ok, askFor(t, ok, box, "tcp", to, "80"), to)
 	}
 	for _, proto := range []string{"tcp", "udp", "icmp"} {
 		for _, to := range []string{"10.7.0.2", "2001:db8:7::2"} {
@@ -51,8 +51,8 @@ func TestTheHostBecomesNoRouter(t *testing.T) {
 	}
 	setSysctl(t, w.host, "ipv4/ip_forward", "1")
 	w.open(Config{Slot: 1})
-	require.Equal(t, ok, ask(t, behind, "tcp", inetV4, "80"))
-	require.Equal(t, ok, ask(t, w.inet, "tcp", "10.7.0.2", "80"))
+	require.Equal(t, ok, askFor(t, ok, behind, "tcp", inetV4, "80"))
+	require.Equal(t, ok, askFor(t, ok, w.inet, "tcp", "10.7.0.2", "80"))
 	require.NoError(t, w.host.Do(w.hold.Release))
 	require.Equal(t, "1", sysctl(t, w.host, "ipv4/conf/up0/forwarding"))
 }
@@ -61,9 +61,9 @@ func TestForwardingGoesWithTheLastSandbox(t *testing.T) {
 	w := newWorld(t)
 	other := w.held()
 	box, _ := w.open(Config{Slot: 0})
-	require.Equal(t, ok, ask(t, box, "icmp", inetV4, ""))
+	require.Equal(t, ok, askFor(t, ok, box, "icmp", inetV4, ""))
 	require.NoError(t, w.host.Do(w.hold.Release))
-	require.Equal(t, ok, ask(t, box, "icmp", inetV4, ""))
+	require.Equal(t, ok, askFor(t, ok, box, "icmp", inetV4, ""))
 	require.NoError(t, w.host.Do(other.Release))
 	require.Equal(t, dropped, ask(t, box, "icmp", inetV4, ""))
 	require.Equal(t, "0", sysctl(t, w.host, "ipv4/conf/up0/forwarding"))

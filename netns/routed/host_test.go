@@ -87,7 +87,7 @@ func TestALinkThatIsStillThere(t *testing.T) {
 	old, _ := w.open(Config{Slot: 3}) // its namespace lives on
 	again, _ := w.open(Config{Slot: 3})
 	require.Equal(t, []string{"lo"}, links(t, old))
-	require.Equal(t, ok, ask(t, again, "icmp", inetV4, ""))
+	require.Equal(t, ok, askFor(t, ok, again, "icmp", inetV4, ""))
 	require.NoError(t, w.host.Do(func() error {
 		return rtnl.LinkAdd(&rtnl.Veth{LinkAttrs: rtnl.LinkAttrs{Name: "sbx4"}, PeerName: "mine"})
 	}))
@@ -116,7 +116,7 @@ func TestRatesAreTokenBuckets(t *testing.T) {
 	}
 	require.EqualValues(t, 1_000_000, rate(box, inner))
 	require.NotZero(t, rate(w.host, "sbx0"))
-	require.Equal(t, ok, ask(t, box, "icmp", inetV4, ""))
+	require.Equal(t, ok, askFor(t, ok, box, "icmp", inetV4, ""))
 	plain, _ := w.open(Config{Slot: 1})
 	require.Zero(t, rate(plain, inner)+rate(w.host, "sbx1"))
 }
@@ -126,7 +126,7 @@ func TestSmallMTUHasNoIPv6(t *testing.T) {
 	box, r := w.open(Config{Slot: 0, MTU: 1000})
 	require.Equal(t, []string{"198.19.80.2/32"}, r.Addresses)
 	require.Equal(t, []string{"no IPv6 in the sandbox: it needs an MTU of 1280"}, r.Notes)
-	require.Equal(t, ok, ask(t, box, "icmp", inetV4, ""))
+	require.Equal(t, ok, askFor(t, ok, box, "icmp", inetV4, ""))
 }
 
 func TestHostWithoutIPv6(t *testing.T) {
@@ -135,7 +135,7 @@ func TestHostWithoutIPv6(t *testing.T) {
 	box, r := w.open(Config{Slot: 0})
 	require.Equal(t, []string{"198.19.80.2/32"}, r.Addresses)
 	require.Equal(t, []string{"no IPv6 in the sandbox: it is disabled on the host"}, r.Notes)
-	require.Equal(t, ok, ask(t, box, "icmp", inetV4, ""))
+	require.Equal(t, ok, askFor(t, ok, box, "icmp", inetV4, ""))
 	require.NoError(t, box.Do(func() error {
 		l, err := rtnl.LinkByName(inner)
 		require.NoError(t, err)
@@ -223,17 +223,17 @@ func TestRulesThatAreGoneOrOldAreMadeAgain(t *testing.T) {
 	w := newWorld(t)
 	serve(t, w.inet, otherV4, "80")
 	first, _ := w.open(Config{Slot: 0, Deny: []string{otherV4}})
-	require.Equal(t, refused, ask(t, first, "tcp", otherV4, "80"))
+	require.Equal(t, refused, askFor(t, refused, first, "tcp", otherV4, "80"))
 	require.NoError(t, w.host.Do(func() error { // what a later version finds
 		c, err := nftables.New()
 		require.NoError(t, err)
 		return makeRules(c, []netns.Guarded{{Device: "up0"}})
 	}))
-	require.Equal(t, refused, ask(t, first, "tcp", otherV4, "80"), "a live sandbox's deny is kept")
+	require.Equal(t, refused, askFor(t, refused, first, "tcp", otherV4, "80"), "a live sandbox's deny is kept")
 	require.NoError(t, w.host.Do(Remove))
 	second, _ := w.open(Config{Slot: 1})
-	require.Equal(t, refused, ask(t, second, "icmp", hostV4, ""))
-	require.Equal(t, ok, ask(t, second, "icmp", otherV4, ""))
+	require.Equal(t, refused, askFor(t, refused, second, "icmp", hostV4, ""))
+	require.Equal(t, ok, askFor(t, ok, second, "icmp", otherV4, ""))
 }
 
 func TestExceptionsOfGoneSandboxesAreRemovedAtLast(t *testing.T) {

@@ -182,6 +182,18 @@ func ask(t testing.TB, from *netns.NS, proto, address, port string) (verdict str
 	return verdict
 }
 
+// askFor is ask where an answer is expected: a machine that has other work may
+// take its time.
+func askFor(t testing.TB, want string, from *netns.NS, proto, address, port string) (verdict string) {
+	t.Helper()
+	for range 10 {
+		if verdict = ask(t, from, proto, address, port); verdict != dropped || want == dropped {
+			break
+		}
+	}
+	return verdict
+}
+
 func askHere(t testing.TB, proto, address, port string) string {
 	t.Helper()
 	if proto == "icmp" {
