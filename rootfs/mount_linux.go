@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,9 @@ type VolumeMount struct {
 	Source, Target string
 	Mode           string // ro, rw, O (copy-on-write)
 	NoIDMap        bool   // keep owners as they are on disk
-	NoLinks        bool   // Source must hold no symbolic link
+	// NoLinks refuses a Source that holds a symbolic link. Read-only too, the others
+	// than its owner are nobody inside: so it shares the mapping of what it lies in.
+	NoLinks bool
 	// Lowers are host directories below Source in a copy-on-write mount, topmost
 	// first.
 	Lowers []string
@@ -117,6 +120,8 @@ type builder struct {
 	lowers []int
 	ns     *Namespace // only where the kernel wants attached mounts
 	staged map[int]string
+	// mappings are namespaces of volumes, by what they map.
+	mappings map[string]*os.File
 }
 
 func (b *builder) close() error {
@@ -125,6 +130,9 @@ func (b *builder) close() error {
 	}
 	if b.userns != nil && b.userns != b.a.UserNS {
 		b.userns.Close()
+	}
+	for _, ns := range b.mappings {
+		ns.Close()
 	}
 	if b.ns != nil {
 		return b.ns.Close()
@@ -306,6 +314,22 @@ func (b *builder) volumeSource(src, target string) (int, unix.Stat_t, error) {
 	return at, st, nil
 }
 
+// mapping is userns, once for volumes of the same owner: each costs a process.
+func (b *builder) mapping(uids, gids []syscall.SysProcIDMap) (*os.File, error) {
+	key := fmt.Sprint(uids, gids)
+	if ns := b.mappings[key]; ns != nil {
+		return ns, nil
+	}
+	ns, err := userns(uids, gids)
+	if err == nil {
+		if b.mappings == nil {
+			b.mappings = map[string]*os.File{}
+		}
+		b.mappings[key] = ns
+	}
+	return ns, err
+}
+
 // volume shows a host path of the user's. Its owner there is the sandbox's
 // user inside, and the other way round for what the sandbox writes; in a
 // writable volume no other id can own anything.
@@ -334,13 +358,12 @@ func (b *builder) volume(i int, v VolumeMount) error {
 	var ns *os.File
 	if !v.NoIDMap {
 		uids, gids := onePair(st.Uid, a.IDs.Base+a.UID), onePair(st.Gid, a.IDs.Base+a.GID)
-		if v.Mode != "rw" { // nothing is written: the others may be seen as who they are
+		if v.Mode != "rw" && !v.NoLinks { // nothing is written: the others may be seen as who they are
 			uids, gids = swapped(st.Uid, a.UID, a.IDs), swapped(st.Gid, a.GID, a.IDs)
 		}
-		if ns, err = userns(uids, gids); err != nil {
+		if ns, err = b.mapping(uids, gids); err != nil {
 			return err
 		}
-		defer ns.Close()
 	}
 	// Docker's rule: what is mounted below comes along.
 	fd, err := cloneTree(at, v.Source, v.Mode != "O", ns, attr)
