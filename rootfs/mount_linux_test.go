@@ -21,7 +21,13 @@ func hostState(t *testing.T) (mounts string, loops int, fds map[string]bool) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
-	l, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	mine := filepath.Dir(t.TempDir()) + "/" // other packages' tests have loop devices of their own
+	all, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, l := range all {
+		if b, err := os.ReadFile(l); err == nil && strings.HasPrefix(string(b), mine) {
+			loops++
+		}
+	}
 	f, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)
 	fds = map[string]bool{}
@@ -30,7 +36,7 @@ func hostState(t *testing.T) (mounts string, loops int, fds map[string]bool) {
 			fds[e.Name()+" "+to] = true
 		}
 	}
-	return string(b), len(l), fds
+	return string(b), loops, fds
 }
 
 // inNamespace gives a fresh namespace and checks, when the test ends, that
