@@ -14,6 +14,7 @@ import (
 
 	specs "github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/internal/hinted"
@@ -98,7 +99,7 @@ func Export(ctx context.Context, store *rootfs.Store, m *envs.Manager, e *envs.E
 		err = o.archive(ctx, store, p, out)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("export %q: %w", named(e), store.Explain(err))
+		return nil, fmt.Errorf("export %q: %w", named(e), err)
 	}
 	return out, nil
 }
@@ -218,7 +219,7 @@ func (o *ExportOptions) archive(ctx context.Context, store *rootfs.Store, p *par
 	defer func() { err = errors.Join(err, done()) }()
 	i, err := build(ctx, store, p, dir, o.Compression, o.Progress)
 	if err != nil {
-		return err
+		return store.Explain(err)
 	}
 	out.Image = i.manifest.Digest.String()
 	x, err := i.index(out.Ref, p.env.Names)
@@ -280,28 +281,54 @@ func (o *ExportOptions) writeFile(out *Exported, write func(io.Writer) error) (e
 	if o.Output == "-" {
 		c := &counter{w: o.Stdout}
 		b := bufio.NewWriterSize(c, 1<<18)
-		err := errors.Join(write(b), b.Flush())
+		err := write(b)
+		if err == nil {
+			err = b.Flush()
+		}
 		out.Bytes = c.n
 		return err
 	}
 	if st, err := os.Stat(o.Output); err == nil && !st.Mode().IsRegular() {
 		return hinted.New(fmt.Errorf("write %q: it is there and no file", o.Output), "choose another name")
 	}
-	f, err := os.CreateTemp(filepath.Dir(o.Output), ".sbxrun-export-")
+	f, name, err := nameless(o.Output)
 	if err != nil {
-		return fmt.Errorf("write %q: %w", o.Output, errors.Unwrap(err))
+		return fmt.Errorf("write %q: %w", o.Output, err)
 	}
 	c := &counter{w: f}
 	b := bufio.NewWriterSize(c, 1<<18)
-	err = errors.Join(write(b), b.Flush(), f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), o.Output)
+	if err = write(b); err == nil {
+		err = errors.Join(b.Flush(), f.Chmod(0o644))
 	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+	if err == nil && name == "" {
+		name = filepath.Join(filepath.Dir(o.Output), fmt.Sprintf(".sbxrun-export-%d", os.Getpid()))
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(name, o.Output)
+	}
+	if err != nil && name != "" {
+		return errors.Join(err, os.Remove(name))
 	}
 	out.Bytes = c.n
-	return nil
+	return err
+}
+
+// nameless makes a file beside path that has no name until it is whole, so that a
+// kill leaves nothing; where the file system has no such files it has one.
+func nameless(path string) (f *os.File, name string, err error) {
+	dir := filepath.Dir(path)
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), path), "", nil
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) && !errors.Is(err, unix.EINVAL) {
+		return nil, "", err
+	}
+	if f, err = os.CreateTemp(dir, ".sbxrun-export-"); err != nil {
+		return nil, "", errors.Unwrap(err)
+	}
+	return f, f.Name(), nil
 }
 
 // erofs writes the environment's own layer as a file system image. That is for
