@@ -174,6 +174,10 @@ type Env struct {
 	// Origin is where it was imported from; nil: it was baked on this machine.
 	Origin *Origin `json:"origin,omitempty"`
 
+	// BaseVars are the base's variables, where a signature is made or checked of
+	// an environment that its base may go along with; nil: they do not matter.
+	BaseVars []string `json:"-"`
+
 	Path   string   `json:"-"` // the layer's directory
 	Lowers []string `json:"-"` // those of Below
 }

@@ -111,6 +111,9 @@ func sign(ctx context.Context, q signQuestion) (signAnswer, error) {
 	if len(bad) > 0 {
 		return signAnswer{}, hinted.New(fmt.Errorf("sign %q: damaged: %s: %s", q.Ref, bad[0].Path, bad[0].Problem), "sbxrun env rm it, then bake it again")
 	}
+	if b, err := store.Base(e.Base); err == nil && b.Digest == e.BaseDigest {
+		e.BaseVars = b.Env
+	}
 	b, err := trust.Sign(e, key)
 	if err != nil {
 		return signAnswer{}, err

@@ -261,6 +261,7 @@ func TestForgeriesAreRefused(t *testing.T) {
 		"a record with an odd python":    {recordOf(func(r *record) { r.Env.Python = "/usr/../etc/x" }), "is not a path"},
 		"a record with a base of a path": {recordOf(func(r *record) { r.Env.Base = "../../x" }), "is not a name"},
 		"a record without digests":       {recordOf(func(r *record) { r.Env.Lock = "" }), "no digests"},
+		"a base with bad variables":      {recordOf(func(r *record) { r.BaseEnv = []string{"x"} }), "of the base is not KEY=VALUE"},
 		"a lock that is announced":       {recordOf(func(r *record) { r.LockKind = "requirements" }), "do not come together"},
 		"a lock of another": {steps{record: func(f *forged) {
 			f.record.LockKind = "requirements"

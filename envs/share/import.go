@@ -203,6 +203,9 @@ func (t *taking) accept(ctx context.Context) error {
 		return nil
 	}
 	judged := e.Portable()
+	if t.contents[0].base { // what it runs with is not the content alone
+		judged.BaseVars = append([]string{}, t.record.BaseEnv...)
+	}
 	judged.Origin = &envs.Origin{From: t.from, At: time.Now().UTC()}
 	return t.o.Verify(ctx, &judged, t.bundles)
 }

@@ -61,6 +61,11 @@ func decodeRecord(files map[string][]byte) (*record, []byte, error) {
 	if err := samePlatform(r.Platform); err != nil {
 		return nil, nil, err
 	}
+	for _, v := range r.BaseEnv {
+		if k, _, ok := strings.Cut(v, "="); !ok || k == "" || strings.IndexByte(v, 0) >= 0 {
+			return nil, nil, fmt.Errorf("%s: variable %q of the base is not KEY=VALUE", recordName, clip(v))
+		}
+	}
 	lock := files[lockName]
 	if (lock != nil) != (r.LockKind != "") {
 		return nil, nil, errors.New("the lock and its kind do not come together")

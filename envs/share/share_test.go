@@ -156,6 +156,11 @@ func TestRoundTrip(t *testing.T) {
 			require.Equal(t, o.Bundles, kept)
 			require.Equal(t, "file:"+path, judged.Origin.From)
 			require.Equal(t, e.Digest, judged.Digest)
+			if o.WithBase {
+				require.Equal(t, []string{"LANG=C.UTF-8"}, judged.BaseVars)
+			} else {
+				require.Nil(t, judged.BaseVars)
+			}
 			got, err := m2.Get("web")
 			require.NoError(t, err)
 			require.Equal(t, taken.Key, got.Key)

@@ -61,8 +61,9 @@ type Predicate struct {
 }
 
 type base struct {
-	Name   string `json:"name"`
-	Digest string `json:"digest,omitempty"`
+	Name   string   `json:"name"`
+	Digest string   `json:"digest,omitempty"`
+	Env    []string `json:"env,omitempty"` // its variables
 }
 
 // StatementOf says what is signed of an environment.
@@ -81,7 +82,7 @@ func StatementOf(e *envs.Env) Statement {
 func predicateOf(e *envs.Env) Predicate {
 	return Predicate{
 		Kind: kindOf(e), Lock: e.Lock, Below: e.Below, Env: e.Vars,
-		Base: base{e.Base, e.BaseDigest}, Python: e.Python, Tool: e.Tool, Packages: e.Packages,
+		Base: base{e.Base, e.BaseDigest, e.BaseVars}, Python: e.Python, Tool: e.Tool, Packages: e.Packages,
 	}
 }
 
@@ -232,6 +233,8 @@ func (p Predicate) differs(q Predicate) string {
 		return "interpreter"
 	case p.Base.Digest != q.Base.Digest: // it may have come along
 		return "base"
+	case q.Base.Env != nil && !slices.Equal(p.Base.Env, q.Base.Env):
+		return "set of the base's variables"
 	}
 	return ""
 }

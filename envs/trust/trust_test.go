@@ -166,6 +166,7 @@ func TestWhatIsNotSignedIsRefused(t *testing.T) {
 		{"other lock", b, changed(func(e *envs.Env) { e.Lock = "sha256:2" }), keys, ErrRecord, "lock"},
 		{"other interpreter", b, changed(func(e *envs.Env) { e.Python = "/tmp/python" }), keys, ErrRecord, "interpreter"},
 		{"other base", b, changed(func(e *envs.Env) { e.BaseDigest = "sha256:evil" }), keys, ErrRecord, "base"},
+		{"other base's variables", b, changed(func(e *envs.Env) { e.BaseVars = []string{"LD_PRELOAD=/opt/env/x.so"} }), keys, ErrRecord, "base's variables"},
 		{"another kind of statement", foreignBundle, e, keys, nil, "not about an environment"},
 		{"empty", nil, e, keys, nil, "not a sigstore bundle"},
 		{"truncated", b[:len(b)/2], e, keys, nil, "not a sigstore bundle"},

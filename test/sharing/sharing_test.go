@@ -117,14 +117,21 @@ func serve(t *testing.T, password string) (host string) {
 	return ""
 }
 
-func TestPushAndPull(t *testing.T) {
-	s, digest := installation(t)
-	host := serve(t, "")
+// newKey makes a key pair, KEY and KEY.pub.
+func newKey(t *testing.T) string {
+	t.Helper()
 	key := filepath.Join(t.TempDir(), "key.pem")
 	out, err := exec.Command("openssl", "genpkey", "-algorithm", "ed25519", "-out", key).CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	out, err = exec.Command("openssl", "pkey", "-in", key, "-pubout", "-out", key+".pub").CombinedOutput()
 	require.NoError(t, err, "%s", out)
+	return key
+}
+
+func TestPushAndPull(t *testing.T) {
+	s, digest := installation(t)
+	host := serve(t, "")
+	key := newKey(t)
 	ok(t, s, "env", "sign", "--key", key, "web")
 	pushed := ok(t, s, "env", "push", "-q", "web", host+"/team/web:1")
 	require.Equal(t, pushed, ok(t, s, "env", "push", "-q", "web", host+"/team/web:2"), "the same environment is the same image")
@@ -226,11 +233,14 @@ func TestWithItsBaseAnEnvironmentIsAnImageThatRuns(t *testing.T) {
 	digest := ok(t, s, "env", "build", "-q", "--name", "web", "--base", "small", "-r", write(t, "requirements.txt", iniconfig))
 	dir := t.TempDir()
 	file := filepath.Join(dir, "web.tar")
+	key := newKey(t)
+	ok(t, s, "env", "sign", "--key", key, "web")
 	ok(t, s, "env", "export", "-q", "--with-base", "-o", file, "web")
 
-	// Another machine, as an environment: its base comes along.
+	// Another machine, as an environment: its base comes along, signed too.
 	b := another(t)
-	require.Equal(t, digest, ok(t, b, "env", "import", "-q", file))
+	policy := write(t, "policy.toml", fmt.Sprintf("[[trust]]\nkeys = [%q]\n", key+".pub"))
+	require.Equal(t, digest, ok(t, b, "env", "import", "-q", "--policy", policy, file))
 	works(t, b, "web", digest)
 	require.Contains(t, string(b.Do("base", "list").Stdout), "small")
 
