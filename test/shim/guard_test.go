@@ -13,6 +13,10 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/sbxrun/sbxrun/test/condachannel"
+	"github.com/sbxrun/sbxrun/test/harness"
+	"github.com/sbxrun/sbxrun/test/need"
 )
 
 // By a path with a link in it the folder is the same one, and covered.
@@ -235,6 +239,53 @@ func TestAShimOfAnyEnvironment(t *testing.T) {
 			assert.Equal(t, 0, rc, out)
 		})
 	}
+}
+
+// A conda prefix: its own interpreter, programs that are none of Python's.
+func TestAShimOfACondaEnvironment(t *testing.T) {
+	b := newBox(t)
+	channel := condachannel.Build(t)
+	b.write("environment.yml", "channels: [file://"+channel+"]\ndependencies:\n- python\n- greet\n- hello-bin\n")
+	b.shim("-r", "environment.yml", b.venv)
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"python":                   {[]string{"python", "-c", "import greet, os, sys; print(sys.executable, greet.__file__.startswith(sys.prefix), os.environ['PATH'].split(':')[0], os.environ['CONDA_PREFIX'])"}, b.venv + "/bin/python True " + b.venv + "/bin " + b.venv + "\n"},
+		"a script of Python's":     {[]string{"greet-script"}, "hello\n"},
+		"a program of no Python's": {[]string{"hello-bin"}, "hello from the prefix\n/opt/env/lib:/opt/env/lib64:/usr/lib\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rc, out := b.run(c.args[0], c.args[1:]...)
+			assert.Equal(t, 0, rc, out)
+			assert.Equal(t, c.want, out)
+		})
+	}
+}
+
+// An image in the place of the layer's files.
+func TestAShimOfAPackedEnvironment(t *testing.T) {
+	need.Network(t)
+	need.Python(t)
+	b := &box{t: t, s: harness.NewEmpty(t), dir: t.TempDir()}
+	b.venv = filepath.Join(b.dir, ".venv")
+	b.write("requirements.txt", "iniconfig==2.1.0\n")
+	b.shim("-r", "requirements.txt", b.venv)
+	o := b.s.Do("env", "build", "--name", "packed", "-r", filepath.Join(b.dir, "requirements.txt"))
+	require.Equal(t, 0, o.Code, "%s", o.Stderr)
+	o = b.s.Do("env", "pack", "packed")
+	if strings.Contains(string(o.Stderr), "mkfs.erofs") {
+		t.Skip("needs mkfs.erofs")
+	}
+	require.Equal(t, 0, o.Code, "%s", o.Stderr)
+	rc, out := b.run("python", "-c", "import iniconfig, sys; print(iniconfig.__file__.startswith(sys.prefix), sys.prefix)")
+	assert.Equal(t, "True "+b.venv+"\n", out, rc)
+	cmd := b.s.Cmd("env", "shim", "--with", "packed", b.venv)
+	cmd.Dir = b.dir
+	text, err := cmd.CombinedOutput()
+	require.Error(t, err)
+	assert.Contains(t, string(text), "it is an image")
+	assert.Contains(t, string(text), "pack --undo")
 }
 
 // Editors without root can index copies.
