@@ -38,7 +38,7 @@ func (m *Manager) PortableLock(e *Env) (kind string, text []byte) {
 	return kind, text
 }
 
-// hasUserinfo says whether any URL in a text has a user or a password.
+// hasUserinfo says whether any URL in a text has a user, a password or a token.
 func hasUserinfo(text string) bool {
 	for {
 		_, rest, ok := strings.Cut(text, "://")
@@ -46,7 +46,7 @@ func hasUserinfo(text string) bool {
 			return false
 		}
 		host := rest[:run(rest, func(c byte) bool { return !isWhite(c) && !strings.ContainsRune("/\"'#?<>", rune(c)) })]
-		if strings.Contains(host, "@") {
+		if strings.Contains(host, "@") || strings.HasPrefix(rest[len(host):], "/t/") { // conda's tokens
 			return true
 		}
 		text = rest
@@ -156,21 +156,28 @@ func (m *Manager) Import(ctx context.Context, g *rootfs.Staging, i Imported) (_ 
 	if err := m.addName(i.Name, &e); err != nil {
 		return nil, nil, err
 	}
-	if i.Name == "" {
-		for _, n := range i.Offered {
-			b, err := os.ReadFile(m.store.Path("envs", "names", n))
-			switch {
-			case checkName(n) != nil || err == nil && strings.TrimSpace(string(b)) == e.Key:
-			case err == nil:
-				notes = append(notes, fmt.Sprintf("the name %s is another environment's here: --name gives it one", n))
-			default:
-				if err := m.addName(n, &e); err != nil {
-					return nil, nil, err
-				}
-			}
+	var names []string
+	if i.Name != "" {
+		names, i.Offered = []string{i.Name}, nil
+	}
+	for _, n := range i.Offered {
+		if checkName(n) != nil {
+			continue
 		}
+		b, err := os.ReadFile(m.store.Path("envs", "names", n))
+		if err == nil && strings.TrimSpace(string(b)) != e.Key {
+			notes = append(notes, fmt.Sprintf("the name %s is another environment's here: --name gives it one", n))
+			continue
+		}
+		if err := m.addName(n, &e); err != nil {
+			return nil, nil, err
+		}
+		names = append(names, n)
 	}
 	out, err := m.load(e.Key)
+	if err == nil {
+		out.Names = names
+	}
 	return out, notes, err
 }
 

@@ -317,6 +317,48 @@ func refused(t *testing.T, source, says string) {
 	clean(t, s)
 }
 
+func TestForgedPlainArchivesAreRefused(t *testing.T) {
+	layer := tarOf(t, opt()...)
+	content := contentOf(layer)
+	base := record{Version: recordVersion, Platform: platform(), Layers: []plainLayer{{Digest: content, Entries: 3}}}
+	base.Env.Kind, base.Env.Digest, base.Env.Base, base.Env.BaseDigest, base.Env.Lock = "venv", content, "host", content, content
+	build := func(change func(r *record), files []tar.Header, more ...tar.Header) string {
+		r := base
+		r.Layers = append([]plainLayer{}, base.Layers...)
+		change(&r)
+		text, err := json.Marshal(r)
+		require.NoError(t, err)
+		hs := append([]tar.Header{{Typeflag: tar.TypeDir, Name: plainDir + "/"}, {Name: plainDir + "/" + recordName, Uname: string(text)}}, files...)
+		p := filepath.Join(t.TempDir(), "x.tar")
+		require.NoError(t, os.WriteFile(p, tarOf(t, append(append(hs, opt()...), more...)...), 0o600))
+		return p
+	}
+	as := func(*record) {}
+	for name, c := range map[string]struct{ source, says string }{
+		"a layer of less":        {build(func(r *record) { r.Layers[0].Entries = 2 }, nil), "its content is"},
+		"a layer of more":        {build(func(r *record) { r.Layers[0].Entries = 4 }, nil), "it ends early"},
+		"a layer of minus one":   {build(func(r *record) { r.Layers[0].Entries = -1 }, nil), "out of range"},
+		"a layer of very many":   {build(func(r *record) { r.Layers[0].Entries = 1 << 40 }, nil), "out of range"},
+		"entries of no layer":    {build(as, nil, tar.Header{Name: "etc/cron.d/evil", Uname: "x"}), "entries that are of no layer"},
+		"no layers":              {build(func(r *record) { r.Layers = nil }, nil), "the record has other layers"},
+		"a layer twice":          {build(func(r *record) { r.Layers = append(r.Layers, r.Layers[0]) }, nil), "the record has other layers"},
+		"another digest":         {build(func(r *record) { r.Layers[0].Digest = "sha256:evil" }, nil), "out of range"},
+		"a record twice":         {build(as, []tar.Header{{Name: plainDir + "/" + recordName, Uname: "{}"}}), "does not belong there"},
+		"a file beside":          {build(as, []tar.Header{{Name: plainDir + "/evil", Uname: "{}"}}), "does not belong there"},
+		"a file beside, deeper":  {build(as, []tar.Header{{Name: plainDir + "/a/x" + bundleNameSuffix, Typeflag: tar.TypeDir}}), "does not belong there"},
+		"names without end":      {build(func(r *record) { r.Names = make([]string, 101) }, nil), "101 names"},
+		"a layer below a file":   {build(as, nil, tar.Header{Name: "opt/env/a.py/x", Uname: "x"}), "entries that are of no layer"},
+		"a record of a platform": {build(func(r *record) { r.Platform = "plan9/mips" }, nil), "it is for plan9/mips"},
+	} {
+		t.Run(name, func(t *testing.T) { refused(t, c.source, c.says) })
+	}
+	// A name that leads out is no name, and read nowhere.
+	s, m := testStore(t)
+	taken, err := Import(context.Background(), s, m, ImportOptions{Source: build(func(r *record) { r.Names = []string{"../../evil", "fine"} }, nil)})
+	require.NoError(t, err)
+	require.Equal(t, []string{"fine"}, taken.Names)
+}
+
 func TestBombs(t *testing.T) {
 	// 200 MB of zeros in a file, by both compressors: far beyond any ratio of text.
 	bomb := func(compress func(io.Writer) io.WriteCloser, entries int) steps {

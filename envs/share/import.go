@@ -466,10 +466,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 		}
 		return nil, hinted.New(fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), t.store.Explain(err)), hinted.Of(err))
 	}
-	out := &Taken{Digest: env.Digest, Key: env.Key, Base: env.Base, From: t.from, Signed: len(t.bundles), Remarks: notes}
-	if t.o.Name != "" {
-		out.Names = []string{t.o.Name}
-	}
+	out := &Taken{Digest: env.Digest, Key: env.Key, Names: env.Names, Base: env.Base, From: t.from, Signed: len(t.bundles), Remarks: notes}
 	if added != "" {
 		out.Remarks = append(out.Remarks, fmt.Sprintf("its base came along: %s", added))
 	}

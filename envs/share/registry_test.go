@@ -301,3 +301,24 @@ func TestLogins(t *testing.T) {
 	require.ErrorContains(t, err, "not JSON")
 	require.NotContains(t, err.Error(), "s3cret")
 }
+
+func TestARegistryWithTLSOnLoopback(t *testing.T) {
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(s.Close)
+	host := strings.TrimPrefix(s.URL, "https://")
+	pullRefused(t, host+"/team/web:1", "signed by an authority that is not trusted here", RegistryOptions{})
+	pullRefused(t, host+"/team/web:1", "", RegistryOptions{InsecureHTTP: true}) // is what was asked for
+}
+
+func TestPlainHTTPNeedsAWord(t *testing.T) {
+	c := newClient("registry.example")
+	c.plain = true
+	u, err := url.Parse("http://registry.example/v2/")
+	require.NoError(t, err)
+	passed := false
+	_, _ = c.roundTrip(roundTripper(func(*http.Request) (*http.Response, error) { passed = true; return nil, nil }), &http.Request{URL: u})
+	require.True(t, passed)
+	for host, want := range map[string]bool{"localhost:5000": true, "127.0.0.1": true, "[::1]:5000": true, "127.1.2.3:80": true, "localhost.example:5000": false, "10.0.0.1:5000": false, "registry.example": false} {
+		require.Equal(t, want, isLoopback(host), host)
+	}
+}
