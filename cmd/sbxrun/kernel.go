@@ -117,8 +117,11 @@ func (o *kernelOptions) write(c *command, dir, name string, set *shimSettings, f
 		"interrupt_mode": "message",
 		"metadata":       map[string]any{"debugger": true},
 	}, "", "  ")
-	w := &shimWriter{dir: dir, err: err}
-	w.mkdir(".")
+	if err != nil {
+		return fmt.Errorf("env kernel: %w", err)
+	}
+	w := openShimWriter(dir)
+	defer w.close()
 	w.settings(set, files)
 	w.file("kernel.json", string(b)+"\n", 0o644)
 	if w.err != nil {

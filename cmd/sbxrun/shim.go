@@ -364,7 +364,8 @@ func writeShim(dir string, set *shimSettings, env *envs.Env, files shimFiles, so
 			set.Direct = append(set.Direct, p.Name)
 		}
 	}
-	w := &shimWriter{dir: dir}
+	w := openShimWriter(dir)
+	defer w.close()
 	w.mkdir("bin")
 	w.settings(set, files) // first: what is not whole is ours, and is renewed
 	for n := range scripts {
@@ -375,7 +376,7 @@ func writeShim(dir string, set *shimSettings, env *envs.Env, files shimFiles, so
 		w.file("bin/"+name, strings.ReplaceAll(text, "@DIR@", dir), 0o644)
 	}
 	w.file(".gitignore", "*\n", 0o644)
-	w.do(func() error { return os.Chmod(dir, 0o755) }) //nolint:gosec // as a venv's: others' editors may read it
+	w.do(func() error { return w.root.Chmod(".", 0o755) }) //nolint:gosec // as a venv's: others' editors may read it
 	if layout.Site != "" {
 		w.site(env, layout.Site, sources)
 	}
@@ -423,27 +424,31 @@ set -gx PATH '@DIR@/bin' $PATH
 `,
 }
 
-// venvConfig is pyvenv.cfg for who looks at it from outside: the environment's own,
-// with the version in both of the usual words.
+// venvConfig is pyvenv.cfg for who looks at it from outside, in the usual words. An
+// environment can come from anywhere: what it says is not what tools are told to
+// start, as they may with home.
 func venvConfig(l *envs.Layout) string {
-	text, version := l.Config, strings.TrimPrefix(l.Python, "python")
-	if text == "" {
-		text = "home = /usr/bin\ninclude-system-site-packages = false\n"
-	}
-	for _, line := range strings.Split(text, "\n") {
-		switch k, v, _ := strings.Cut(line, "="); strings.TrimSpace(k) {
-		case "version":
-			return text
-		case "version_info":
-			version = strings.TrimSpace(v)
+	home, system, version := "/usr/bin", "false", strings.TrimPrefix(l.Python, "python")
+	for _, line := range strings.Split(l.Config, "\n") {
+		k, v, _ := strings.Cut(line, "=")
+		switch k, v = strings.TrimSpace(k), strings.TrimSpace(v); {
+		case k == "home" && v == "/usr/local/bin":
+			home = v
+		case k == "include-system-site-packages" && v == "true":
+			system = v
+		case (k == "version" || k == "version_info") && v != "" && strings.Trim(v, "0123456789.abcfinalrc") == "":
+			version = v
 		}
 	}
-	return strings.TrimRight(text, "\n") + "\nversion = " + version + "\n"
+	return "home = " + home + "\nimplementation = CPython\ninclude-system-site-packages = " + system + "\nversion = " + version + "\n"
 }
 
 // oursAt says whether the folder was made by env shim or env kernel. Anything else
 // that is there, but for an empty folder, is an error.
 func oursAt(dir string) (bool, error) {
+	if st, err := os.Lstat(dir); err == nil && !st.IsDir() {
+		return false, usage("give one that is not there yet", "%q: there is something else", dir)
+	}
 	names, err := os.ReadDir(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(names) == 0:
@@ -527,10 +532,36 @@ func readShim(dir string) (s *shimSettings, err error) {
 	return got, nil
 }
 
-// shimWriter writes into a folder; the first error stays.
+// shimWriter writes into a folder; the first error stays. No link leads it out of
+// there: the folder may lie in a project, where a sandbox may have made one of its own.
 type shimWriter struct {
-	dir string
-	err error
+	root *os.Root
+	err  error
+}
+
+// openShimWriter makes the folder where it is not there.
+func openShimWriter(dir string) *shimWriter {
+	w := &shimWriter{}
+	var parent *os.Root
+	w.do(func() error { return os.MkdirAll(filepath.Dir(dir), 0o755) }) //nolint:gosec // as venv does
+	w.do(func() (err error) { parent, err = os.OpenRoot(filepath.Dir(dir)); return err })
+	w.do(func() (err error) {
+		defer parent.Close()
+		if err = parent.Mkdir(filepath.Base(dir), 0o755); errors.Is(err, fs.ErrExist) {
+			err = nil
+		}
+		if err == nil {
+			w.root, err = parent.OpenRoot(filepath.Base(dir))
+		}
+		return err
+	})
+	return w
+}
+
+func (w *shimWriter) close() {
+	if w.root != nil {
+		w.root.Close()
+	}
 }
 
 func (w *shimWriter) do(f func() error) {
@@ -540,12 +571,30 @@ func (w *shimWriter) do(f func() error) {
 }
 
 func (w *shimWriter) mkdir(name string) {
-	w.do(func() error { return os.MkdirAll(filepath.Join(w.dir, name), 0o755) }) //nolint:gosec // as a venv's
+	w.do(func() error { return w.root.MkdirAll(name, 0o755) }) //nolint:gosec // as a venv's
 }
 
+// file replaces a file in one step.
 func (w *shimWriter) file(name, text string, mode fs.FileMode) {
-	w.do(func() error { return replaceFile(filepath.Join(w.dir, name), text, mode) })
+	w.do(func() error {
+		tmp := tmpName(name)
+		f, err := w.root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString(text)
+		err = errors.Join(err, f.Chmod(mode), f.Close())
+		if err == nil {
+			err = w.root.Rename(tmp, name)
+		}
+		if err != nil {
+			err = errors.Join(err, w.root.Remove(tmp))
+		}
+		return err
+	})
 }
+
+func tmpName(name string) string { return fmt.Sprintf("%s.sbxrun-%d", name, os.Getpid()) }
 
 func (w *shimWriter) settings(set *shimSettings, files shimFiles) {
 	b, err := json.MarshalIndent(set, "", "  ")
@@ -559,13 +608,13 @@ func (w *shimWriter) settings(set *shimSettings, files shimFiles) {
 // removeOthers removes what an environment before has left in a folder.
 func (w *shimWriter) removeOthers(folder string, keep func(name string) bool) {
 	w.do(func() error {
-		names, err := os.ReadDir(filepath.Join(w.dir, folder))
+		names, err := fs.ReadDir(w.root.FS(), folder)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 		for _, n := range names {
 			if !keep(n.Name()) {
-				err = errors.Join(err, os.RemoveAll(filepath.Join(w.dir, folder, n.Name())))
+				err = errors.Join(err, w.root.RemoveAll(folder+"/"+n.Name()))
 			}
 		}
 		return err
@@ -575,20 +624,15 @@ func (w *shimWriter) removeOthers(folder string, keep func(name string) bool) {
 // site shows the packages to editors: by a link into the store, or by copies.
 func (w *shimWriter) site(env *envs.Env, site string, sources bool) {
 	w.mkdir(filepath.Dir(site))
-	w.do(func() error { return w.link("lib", "lib64") })
+	w.link("lib", "lib64")
 	if !sources {
-		w.do(func() error { return w.link(filepath.Join(env.Path, envs.EnvDir, site), site) })
+		w.link(filepath.Join(env.Path, envs.EnvDir, site), site)
 		return
 	}
+	w.do(func() error { return w.root.RemoveAll(site) })
+	w.mkdir(site)
 	w.do(func() error {
-		path := filepath.Join(w.dir, site)
-		if err := os.RemoveAll(path); err != nil {
-			return err
-		}
-		if err := os.Mkdir(path, 0o755); err != nil { //nolint:gosec // as a venv's
-			return err
-		}
-		to, err := os.OpenRoot(path)
+		to, err := w.root.OpenRoot(site)
 		if err != nil {
 			return err
 		}
@@ -608,16 +652,16 @@ func (w *shimWriter) site(env *envs.Env, site string, sources bool) {
 }
 
 // link makes a symbolic link, in one step where there was one.
-func (w *shimWriter) link(to, name string) error {
-	path := filepath.Join(w.dir, name)
-	if st, err := os.Lstat(path); err == nil && st.IsDir() { // copies of before
-		if err := os.RemoveAll(path); err != nil {
+func (w *shimWriter) link(to, name string) {
+	w.do(func() error {
+		if st, err := w.root.Lstat(name); err == nil && st.IsDir() { // copies of before
+			if err := w.root.RemoveAll(name); err != nil {
+				return err
+			}
+		}
+		if err := w.root.Symlink(to, tmpName(name)); err != nil {
 			return err
 		}
-	}
-	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.Symlink(to, tmp); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+		return w.root.Rename(tmpName(name), name)
+	})
 }

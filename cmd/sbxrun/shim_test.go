@@ -8,6 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/envs"
 )
 
 func TestScriptOf(t *testing.T) {
@@ -111,4 +113,11 @@ func TestParseHostPort(t *testing.T) {
 		_, err := parseHostPort(s)
 		assert.Error(t, err, s)
 	}
+}
+
+func TestVenvConfigIsOurs(t *testing.T) {
+	l := &envs.Layout{Python: "python3.12", Config: "home = /tmp/evil\nexecutable = /tmp/evil\nversion_info = 3.12.4.final.0\ninclude-system-site-packages = true\ncommand = x\n"}
+	assert.Equal(t, "home = /usr/bin\nimplementation = CPython\ninclude-system-site-packages = true\nversion = 3.12.4.final.0\n", venvConfig(l))
+	l.Config = "version = $(evil)\nhome = /usr/local/bin\n"
+	assert.Equal(t, "home = /usr/local/bin\nimplementation = CPython\ninclude-system-site-packages = false\nversion = 3.12\n", venvConfig(l))
 }

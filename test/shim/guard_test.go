@@ -46,6 +46,51 @@ func TestAShimIsCoveredByWhateverPathItIsCalled(t *testing.T) {
 	assert.Equal(t, string(before), string(after))
 }
 
+// A sandbox that runs already may make what will be the folder of a shim.
+func TestNoLinkLeadsOutOfAShimThatIsMade(t *testing.T) {
+	b := newBox(t)
+	other := filepath.Join(b.dir, ".other")
+	victim := t.TempDir()
+	precious := filepath.Join(victim, "precious")
+	require.NoError(t, os.WriteFile(precious, nil, 0o600))
+	for name, links := range map[string]map[string]string{
+		"the folder": {".other": victim},
+		"a folder":   {".other/bin": victim},
+		"lib":        {".other/lib": victim},
+		"a file":     {".other/pyvenv.cfg": precious, ".other/bin/python": precious},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, os.RemoveAll(other))
+			code := "import os, shutil\n"
+			if name != "the folder" {
+				code += "os.makedirs('.other/bin' if '" + name + "' == 'a file' else '.other')\nshutil.copy('.venv/../settings', '.other/sbxrun.json')\n"
+			}
+			for at, to := range links {
+				code += fmt.Sprintf("os.symlink(%q, %q)\n", to, at)
+			}
+			text, err := os.ReadFile(filepath.Join(b.venv, "sbxrun.json"))
+			require.NoError(t, err)
+			b.write("settings", string(text))
+			rc, out := b.run("python", "-c", code)
+			require.Equal(t, 0, rc, out)
+			cmd := b.s.Cmd("env", "shim", "-r", "requirements.txt", other)
+			cmd.Dir = b.dir
+			out2, err := cmd.CombinedOutput()
+			if name == "a file" { // replaced, not written through
+				require.NoError(t, err, "%s", out2)
+			} else {
+				require.Error(t, err)
+			}
+			left, err := os.ReadDir(victim)
+			require.NoError(t, err)
+			require.Len(t, left, 1)
+			st, err := os.Stat(precious)
+			require.NoError(t, err)
+			assert.EqualValues(t, 0, st.Size())
+		})
+	}
+}
+
 // A settings file lies in the project, which a sandbox may write.
 func TestSettingsAreThoseOfWhenTheShimWasMade(t *testing.T) {
 	b := newBox(t)
