@@ -316,7 +316,7 @@ func TestBadNetworkFlags(t *testing.T) {
 		{"--network full --mtu 5", `sbxrun: set up network "5": MTU out of range`},
 		{"-p 1-2:3", `sbxrun: --publish: "1-2:3": "1-2": a range: give each port a flag of its own`},
 		{"-p 99999:80", `sbxrun: --publish: "99999:80": "99999" is not a port from 0 to 65535`},
-		{"--network host -p 1:2", `sbxrun: set up network "host": --publish or --expose-unix does nothing there`},
+		{"--network host -p 1:2", `sbxrun: set up network "host": --publish, --expose-unix or --host-port does nothing there`},
 		{"-p 192.0.2.77:1234:80", `sbxrun: set up network: publish "-p 192.0.2.77:1234:80": bind: cannot assign requested address`},
 		{"-p 203.0.113.1:443:80", `sbxrun: set up network: publish "-p 203.0.113.1:443:80": bind: address already in use`},
 		{"-p 203.0.113.1:443:80/udp", `sbxrun: set up network: publish "-p 203.0.113.1:443:80/udp": bind: address already in use`},
