@@ -96,6 +96,9 @@ func (i *Imported) Check() error {
 	if e.Python != "" && (!path.IsAbs(e.Python) || path.Clean(e.Python) != e.Python) {
 		return fmt.Errorf("interpreter %q is not a path", clip(e.Python))
 	}
+	if e.Files < 0 || e.SizeBytes < 0 {
+		return fmt.Errorf("%d files, %d bytes: out of range", e.Files, e.SizeBytes)
+	}
 	if checkName(e.Base) != nil {
 		return fmt.Errorf("base %q is not a name", clip(e.Base))
 	}

@@ -357,6 +357,13 @@ func TestForgedPlainArchivesAreRefused(t *testing.T) {
 	taken, err := Import(context.Background(), s, m, ImportOptions{Source: build(func(r *record) { r.Names = []string{"../../evil", "fine"} }, nil)})
 	require.NoError(t, err)
 	require.Equal(t, []string{"fine"}, taken.Names)
+	// A base that comes along as "host" is not this host.
+	s, m = testStore(t)
+	taken, err = Import(context.Background(), s, m, ImportOptions{Source: build(func(r *record) {
+		r.Layers = []plainLayer{{Base: true, Digest: content, Entries: 3}, {Digest: content, Entries: 3}}
+	}, nil, opt()...)})
+	require.NoError(t, err)
+	require.Equal(t, "host-"+content[7:19], taken.Base)
 }
 
 func TestBombs(t *testing.T) {

@@ -132,7 +132,7 @@ func (t *taking) read(ctx context.Context, source string) error {
 	if strings.TrimSuffix(h.Name, "/") == plainDir {
 		return t.plain(u, tr)
 	}
-	if u.z.Close(); u.compressed {
+	if u.compressed {
 		if f, err = t.spool(ctx, f); err != nil {
 			return err
 		}
@@ -448,8 +448,10 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 		}
 		added = b.Name
 	}
-	if b, ok := t.store.BaseOf(e.BaseDigest); ok && e.Base != "host" {
-		e.Base = b.Name
+	if t.contents[0].base || e.Base != "host" { // its base is the one of this content, whatever that is called here
+		if b, ok := t.store.BaseOf(e.BaseDigest); ok {
+			e.Base = b.Name
+		}
 	}
 	for _, b := range t.bundles {
 		if t.o.Keep == nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -67,25 +66,36 @@ func (o RegistryOptions) reach(ctx context.Context, ref string) (*remote.Reposit
 
 const loginHint = "log in with docker login, podman login or skopeo login: their files are read; may this user do it?"
 
-// explain puts what a registry or the way to it says into one line, without
+// describe puts what a registry or the way to it says into one line, without
 // URLs: their queries can be as good as credentials.
-func explain(verb, ref string, err error) error {
+func describe(err error) (msg, hint string) {
 	var resp *errcode.ErrorResponse
-	hint := hinted.Of(err)
-	msg := ""
 	switch {
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
-		msg, hint = "the registry wants a login, and there is none for it", loginHint
+		return "the registry wants a login, and there is none for it", loginHint
 	case errors.As(err, &resp) && (resp.StatusCode == 401 || resp.StatusCode == 403):
-		msg, hint = fmt.Sprintf("the registry refuses it (%d%s)", resp.StatusCode, said(resp)), loginHint
+		return fmt.Sprintf("the registry refuses it (%d%s)", resp.StatusCode, said(resp)), loginHint
 	case errors.As(err, &resp):
-		msg = fmt.Sprintf("the registry answers %d%s", resp.StatusCode, said(resp))
+		return fmt.Sprintf("the registry answers %d%s", resp.StatusCode, said(resp)), ""
 	case errors.Is(err, errdef.ErrNotFound):
-		msg, hint = "not found", "is the name right, and the tag?"
-	default:
-		msg, hint = networkError(err, hint)
+		return "not found", "is the name right, and the tag?"
 	}
-	return hinted.New(fmt.Errorf("%s %q: %s", verb, clip(ref), msg), hint)
+	return networkError(err, hinted.Of(err))
+}
+
+// remoteError is an error in those words; [transient] still knows its cause.
+type remoteError struct {
+	msg, hint string
+	cause     error
+}
+
+func (e *remoteError) Error() string { return e.msg }
+func (e *remoteError) Hint() string  { return e.hint }
+func (e *remoteError) Unwrap() error { return e.cause }
+
+func remotely(err error) error {
+	msg, hint := describe(err)
+	return &remoteError{msg, hint, err}
 }
 
 func said(r *errcode.ErrorResponse) string {
@@ -145,7 +155,7 @@ func Push(ctx context.Context, store *rootfs.Store, m *envs.Manager, e *envs.Env
 	for n, b := range i.blobs() {
 		o.Progress(fmt.Sprintf("push %d of %d", n+1, len(i.blobs())))
 		if err := pushBlob(ctx, repo, i, b); err != nil {
-			return nil, explain("push", o.Ref, err)
+			return nil, fmt.Errorf("push %q: %w", clip(o.Ref), remotely(err))
 		}
 		out.Bytes += b.Size
 	}
@@ -161,7 +171,7 @@ func Push(ctx context.Context, store *rootfs.Store, m *envs.Manager, e *envs.Env
 		err = repo.PushReference(ctx, d, f, to)
 		f.Close()
 		if err != nil {
-			return nil, explain("push", o.Ref, err)
+			return nil, fmt.Errorf("push %q: %w", clip(o.Ref), remotely(err))
 		}
 	}
 	return out, nil
@@ -231,18 +241,12 @@ func Pull(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportOpt
 	})
 }
 
-// remoteError marks what explain has to put into words.
-func remoteError(err error) error {
-	e := explain("", "", err)
-	return hinted.New(errors.New(strings.TrimPrefix(e.Error(), ` "": `)), hinted.Of(e))
-}
-
 // readRemote reads an image's description from a registry.
 func readRemote(ctx context.Context, repo *remote.Repository, lim limits) (*packed, error) {
 	ref := repo.Reference.ReferenceOrDefault()
 	d, rc, err := repo.Manifests().FetchReference(ctx, ref)
 	if err != nil {
-		return nil, remoteError(err)
+		return nil, remotely(err)
 	}
 	text, err := readAll(rc, d, lim.jsonBytes)
 	if err != nil {
@@ -266,7 +270,7 @@ func readRemote(ctx context.Context, repo *remote.Repository, lim limits) (*pack
 			rc, err = repo.Blobs().Fetch(ctx, d)
 		}
 		if err != nil {
-			return nil, remoteError(err)
+			return nil, remotely(err)
 		}
 		return readAll(rc, d, lim.jsonBytes)
 	}
@@ -310,12 +314,12 @@ func remoteBundles(ctx context.Context, repo *remote.Repository, image v1.Descri
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("signatures: %w", remoteError(err))
+		return nil, fmt.Errorf("signatures: %w", remotely(err))
 	}
 	for _, d := range refer {
 		rc, err := repo.Manifests().Fetch(ctx, d)
 		if err != nil {
-			return nil, fmt.Errorf("signatures: %w", remoteError(err))
+			return nil, fmt.Errorf("signatures: %w", remotely(err))
 		}
 		b, err := readAll(rc, d, lim.jsonBytes)
 		if err != nil {
@@ -330,7 +334,7 @@ func remoteBundles(ctx context.Context, repo *remote.Repository, image v1.Descri
 			return nil, err
 		}
 		if rc, err = repo.Blobs().Fetch(ctx, layer); err != nil {
-			return nil, fmt.Errorf("signatures: %w", remoteError(err))
+			return nil, fmt.Errorf("signatures: %w", remotely(err))
 		}
 		if b, err = readAll(rc, layer, lim.bundleBytes); err != nil {
 			return nil, fmt.Errorf("signatures: %w", err)
@@ -375,24 +379,11 @@ func (b *remoteBlob) connect() error {
 	}
 	if err != nil {
 		cancel()
-		return remoteErrorOf(err)
+		return remotely(err)
 	}
 	b.rc, b.cancel, b.stall = rc, cancel, time.AfterFunc(stallTime, cancel)
 	return nil
 }
-
-// remoteErrorOf keeps errors that transient knows.
-func remoteErrorOf(err error) error {
-	e := remoteError(err)
-	return hinted.New(wrapped{e, err}, hinted.Of(e))
-}
-
-type wrapped struct {
-	error
-	cause error
-}
-
-func (w wrapped) Unwrap() error { return w.cause }
 
 func (b *remoteBlob) Read(p []byte) (int, error) {
 	for {
@@ -416,7 +407,7 @@ func (b *remoteBlob) Read(p []byte) (int, error) {
 		}
 		b.Close()
 		if b.tries++; b.tries >= attempts {
-			return n, remoteErrorOf(err)
+			return n, remotely(err)
 		}
 		wait(b.ctx, b.tries)
 		if n > 0 {
