@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"syscall"
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,7 +45,7 @@ func (o RegistryOptions) reach(ctx context.Context, ref string) (*remote.Reposit
 	}
 	repo.Reference = r
 	repo.MaxMetadataBytes, repo.ReferrerListMaxPages = standard.jsonBytes, 16
-	repo.ManifestMediaTypes = append(indexTypes[1:len(indexTypes):len(indexTypes)], manifestTypes[1:]...)
+	repo.ManifestMediaTypes = slices.Concat(indexTypes[1:], manifestTypes[1:])
 	repo.SkipReferrersGC = true // deleting is more than many may
 	c := newClient(r.Host())
 	repo.PlainHTTP = o.InsecureHTTP
@@ -210,7 +212,12 @@ func transient(ctx context.Context, err error) bool {
 	if errors.As(err, &resp) {
 		return resp.StatusCode >= 500 || resp.StatusCode == 429 || resp.StatusCode == 408
 	}
-	return ctx.Err() == nil && !errors.Is(err, errdef.ErrNotFound) && !errors.Is(err, errRefused)
+	for _, final := range []error{errdef.ErrNotFound, errRefused, auth.ErrBasicCredentialNotFound, syscall.ECONNREFUSED} {
+		if errors.Is(err, final) {
+			return false
+		}
+	}
+	return ctx.Err() == nil
 }
 
 func wait(ctx context.Context, n int) {
@@ -262,13 +269,11 @@ func readRemote(ctx context.Context, repo *remote.Repository, lim limits) (*pack
 		if !isDigest(string(d.Digest)) {
 			return nil, fmt.Errorf("digest %q is not sha256:<64 hex>", clip(string(d.Digest)))
 		}
-		manifest := mediaType("", d.MediaType, append(indexTypes[1:], manifestTypes[1:]...)) == nil
-		if manifest {
-			found = d
-			rc, err = repo.Manifests().Fetch(ctx, d)
-		} else {
-			rc, err = repo.Blobs().Fetch(ctx, d)
+		from := repo.Blobs()
+		if slices.Contains(repo.ManifestMediaTypes, d.MediaType) {
+			found, from = d, repo.Manifests()
 		}
+		rc, err := from.Fetch(ctx, d)
 		if err != nil {
 			return nil, remotely(err)
 		}

@@ -22,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/bcrypt"
 
+	"github.com/sbxrun/sbxrun/test/condachannel"
 	"github.com/sbxrun/sbxrun/test/harness"
 	"github.com/sbxrun/sbxrun/test/need"
 )
@@ -342,4 +343,66 @@ func TestTwoImportsAtOnce(t *testing.T) {
 		require.Equal(t, digest+"\n", string(o.Stdout))
 		works(t, b, fmt.Sprintf("web%d", i), digest)
 	}
+}
+
+func TestACondaPrefixTravels(t *testing.T) {
+	need.Network(t) // for the solver
+	need.Python(t)
+	s := harness.New(t)
+	channel := condachannel.Build(t)
+	digest := ok(t, s, "env", "build", "-q", "--name", "science", "-r",
+		write(t, "environment.yml", "channels: [file://"+channel+"]\ndependencies: [hello-bin, greet, sounds, python]\n"))
+	file := filepath.Join(t.TempDir(), "science.tar.zst")
+	ok(t, s, "env", "export", "-q", "-o", file, "science")
+	b := another(t)
+	require.Equal(t, digest, ok(t, b, "env", "import", "-q", file))
+	o := b.Run("--with", "science", "--", "greet")
+	require.Equal(t, "hello\n", string(o.Stdout), "%v", o)
+	var mine, theirs struct {
+		Kind, Lock string
+		Env        []string
+		Packages   []struct{ Name, Version string }
+	}
+	require.NoError(t, json.Unmarshal(s.Do("env", "inspect", "science").Stdout, &mine))
+	require.NoError(t, json.Unmarshal(b.Do("env", "inspect", "science").Stdout, &theirs))
+	require.Equal(t, "conda", theirs.Kind)
+	require.Equal(t, mine, theirs)
+}
+
+// What extends another is several layers: all travel, and are stored once.
+func TestWhatExtendsAnotherTravels(t *testing.T) {
+	s, digest := installation(t)
+	ok(t, s, "env", "build", "-q", "--name", "child", "-r", write(t, "sbxrun.toml", "[env]\nextends = \"web\"\nrun = [\"echo child > /opt/env/child; rm /opt/env/lib/python3*/site-packages/iniconfig/py.typed\"]\n"))
+	child := ok(t, s, "env", "verify", "child")
+	host := serve(t, "")
+	ok(t, s, "env", "push", "-q", "web", host+"/web:1")
+	ok(t, s, "env", "push", "-q", "child", host+"/web:child")
+	b := another(t)
+	require.Equal(t, digest, ok(t, b, "env", "pull", "-q", "--name", "web", host+"/web:1"))
+	ok(t, b, "env", "pull", "-q", "--name", "child", host+"/web:child")
+	require.Equal(t, child, ok(t, b, "env", "verify", "child"))
+	o := b.Run("--with", "child", "--", "sh", "-c", "cat /opt/env/child; ls /opt/env/lib/python3*/site-packages/iniconfig; python3 -c \""+printVersion+"\"")
+	require.Equal(t, 0, o.Code, "%v", o)
+	require.Contains(t, string(o.Stdout), "child\n")
+	require.Contains(t, string(o.Stdout), "2.3.1\n")
+	require.NotContains(t, string(o.Stdout), "py.typed")
+	layers, err := os.ReadDir(filepath.Join(b.Root, "layers"))
+	require.NoError(t, err)
+	require.Len(t, layers, 3, "the host base's, web's, the child's")
+}
+
+// A signal ends an import as it ends any command, and nothing of it stays.
+func TestAnImportThatIsInterruptedLeavesNothing(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // answers nobody
+	require.NoError(t, err)
+	defer l.Close()
+	b := another(t)
+	cmd := b.Cmd("env", "pull", "-q", "--name", "web", l.Addr().String()+"/web:1")
+	require.NoError(t, cmd.Start())
+	time.Sleep(300 * time.Millisecond)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
+	require.Equal(t, 130, b.Wait(cmd).Code)
+	left, err := os.ReadDir(filepath.Join(b.Root, "tmp"))
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
