@@ -30,9 +30,7 @@ type VolumeMount struct {
 	Source, Target string
 	Mode           string // ro, rw, O (copy-on-write)
 	NoIDMap        bool   // keep owners as they are on disk
-	// NoLinks refuses a Source that holds a symbolic link. Read-only too, the others
-	// than its owner are nobody inside: so it shares the mapping of what it lies in.
-	NoLinks bool
+	NoLinks        bool   // Source must hold no symbolic link
 	// Lowers are host directories below Source in a copy-on-write mount, topmost
 	// first.
 	Lowers []string
@@ -314,6 +312,17 @@ func (b *builder) volumeSource(src, target string) (int, unix.Stat_t, error) {
 	return at, st, nil
 }
 
+// inWritable says whether a volume is a part of another one that is writable, and
+// shown in it: its files are seen as they are there, by the same mapping.
+func (b *builder) inWritable(v VolumeMount) bool {
+	for _, o := range b.a.Volumes {
+		if v.NoLinks && o.Mode == "rw" && !o.NoIDMap && strings.HasPrefix(v.Source, o.Source+"/") && strings.HasPrefix(v.Target, o.Target+"/") {
+			return true
+		}
+	}
+	return false
+}
+
 // mapping is userns, once for volumes of the same owner: each costs a process.
 func (b *builder) mapping(uids, gids []syscall.SysProcIDMap) (*os.File, error) {
 	key := fmt.Sprint(uids, gids)
@@ -358,7 +367,7 @@ func (b *builder) volume(i int, v VolumeMount) error {
 	var ns *os.File
 	if !v.NoIDMap {
 		uids, gids := onePair(st.Uid, a.IDs.Base+a.UID), onePair(st.Gid, a.IDs.Base+a.GID)
-		if v.Mode != "rw" && !v.NoLinks { // nothing is written: the others may be seen as who they are
+		if v.Mode != "rw" && !b.inWritable(v) { // nothing is written: the others may be seen as who they are
 			uids, gids = swapped(st.Uid, a.UID, a.IDs), swapped(st.Gid, a.GID, a.IDs)
 		}
 		if ns, err = b.mapping(uids, gids); err != nil {

@@ -41,6 +41,7 @@ type shimSettings struct {
 	Cwd     string   `json:"cwd"`             // that their paths are relative to
 	File    string   `json:"file,omitempty"`  // in the folder: a copy of what -f named
 	Lock    string   `json:"lock,omitempty"`  // in the folder: what the environment is baked from again
+	Vars    []string `json:"vars,omitempty"`  // lines of --env-file
 	Project string   `json:"project"`         // "" is none
 	Root    string   `json:"root"`
 	State   string   `json:"state"`
@@ -67,7 +68,7 @@ type shimOptions struct {
 var notInShims = []string{"tty", "interactive", "workdir", "json-status-fd", "name", "command", "report", "quiet", "preserve-fds"}
 
 // ofShims are flags that settings have in other words.
-var ofShims = []string{"requirements", "with", "project", "file", "root", "state", "refresh", "remove", "copy", "debug", "data-dir", "display-name"}
+var ofShims = []string{"requirements", "with", "project", "file", "env-file", "root", "state", "refresh", "remove", "copy", "debug", "data-dir", "display-name"}
 
 // declareShim declares the flags of run as a shim has them.
 func declareShim(c *command) *shimOptions {
@@ -193,6 +194,9 @@ func (o *shimOptions) settings(c *command, dir string, shown bool) (*shimSetting
 	if err := set.checkPlace(dir, shown, o.volumes); err != nil {
 		return nil, nil, nil, err
 	}
+	if set.Vars, err = parseEnv(nil, o.envFiles); err != nil {
+		return nil, nil, nil, usage("", "--env-file: %v", err)
+	}
 	o.project = "none" // not at /work
 	if !shown {
 		dir = ""
@@ -200,6 +204,9 @@ func (o *shimOptions) settings(c *command, dir string, shown bool) (*shimSetting
 	var env *envs.Env
 	o.arrange = func(spec *runtime.Spec, e *envs.Env) error {
 		env = e
+		if err := set.checkPaths(spec, o.netLog); err != nil {
+			return err
+		}
 		set.show(spec, e, dir, set.Project)
 		return nil
 	}
@@ -312,6 +319,40 @@ func (set *shimSettings) checkPlace(dir string, covered bool, volumes []string) 
 		}
 		if real, err := filepath.EvalSymlinks(vol.Source); err == nil && within(real, dir) {
 			return usage("put it elsewhere, or the volume :ro", "shim %q: in the volume %s, where what runs in the sandbox could replace it", dir, v)
+		}
+	}
+	return nil
+}
+
+// checkPaths refuses what is read or written by each run at a path that a sandbox
+// could make lead elsewhere: it may write the project.
+func (set *shimSettings) checkPaths(spec *runtime.Spec, netLog string) error {
+	for _, v := range spec.Volumes {
+		real, err := filepath.EvalSymlinks(v.Source)
+		if err != nil {
+			return usage("the host path must be there: it is not made for you", "--volume %q: %v", v.Source, err)
+		}
+		if real != filepath.Clean(v.Source) { // and show opens no other later
+			return usage("if that is what you mean, give "+real, "--volume %q: a link is in the path", v.Source)
+		}
+	}
+	paths := map[string]string{}
+	for _, x := range spec.Secrets {
+		paths[x.Source] = "--secret"
+	}
+	for _, x := range spec.Net.ExposeUnix {
+		paths[x.Path] = "--expose-unix"
+	}
+	if netLog != "" {
+		paths[netLog] = "--net-log"
+	}
+	for p, flag := range paths {
+		abs, err := realParent(p)
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", flag, p, err)
+		}
+		if within(set.Project, abs) {
+			return usage("keep it outside of the project", "%s %q: what runs in the sandbox could put a link there", flag, p)
 		}
 	}
 	return nil
@@ -600,9 +641,9 @@ func (w *shimWriter) settings(set *shimSettings, files shimFiles) {
 	b, err := json.MarshalIndent(set, "", "  ")
 	w.do(func() error { return err })
 	for name, text := range files {
-		w.file(name, string(text), 0o644)
+		w.file(name, string(text), 0o600)
 	}
-	w.file(shimSettingsFile, string(b)+"\n", 0o644)
+	w.file(shimSettingsFile, string(b)+"\n", 0o600) // it may have variables of the user's
 }
 
 // removeOthers removes what an environment before has left in a folder.

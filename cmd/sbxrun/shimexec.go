@@ -177,6 +177,7 @@ func (x *shimRun) apply(c *command, o *runOptions) error {
 	}
 	c.ui.quiet = true
 	o.project, o.with, o.requirements = "none", x.Env, ""
+	o.envFiles, o.report, o.status, o.name = nil, "", -1, ""
 	if !envs.Baked(x.Root, x.Env) {
 		if x.Lock == "" {
 			with := " -r FILE"
@@ -196,10 +197,13 @@ func (x *shimRun) apply(c *command, o *runOptions) error {
 			passed = append(passed, kv)
 		}
 	}
-	o.env = append(passed, o.env...) // what flags say wins
+	o.env = append(append(passed, x.Vars...), o.env...) // what flags say wins
 	o.arrange = func(spec *runtime.Spec, env *envs.Env) error {
 		if env == nil || env.Key != x.Env {
 			return usage("make it again: "+x.again+" …", "use shim: the environment was removed, and its lock gives another one now")
+		}
+		for i := range spec.Volumes { // a link that is in the path now is a sandbox's (checkPaths)
+			spec.Volumes[i].NoLinks = true
 		}
 		x.show(spec, env, x.dir, x.Project)
 		spec.Volumes = append(spec.Volumes, x.shown...)

@@ -46,6 +46,41 @@ func TestAShimIsCoveredByWhateverPathItIsCalled(t *testing.T) {
 	assert.Equal(t, string(before), string(after))
 }
 
+// What a run reads by a path in the project would be what a sandbox leads it to.
+func TestPathsInTheProjectLeadNowhereElse(t *testing.T) {
+	b := newBox(t)
+	secret := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(secret, "key"), nil, 0o644))
+	require.NoError(t, os.MkdirAll(filepath.Join(b.dir, "data"), 0o755))
+	b.write("vars", "SEEN=first\n")
+	b.shim("-r", "requirements.txt", "-v", filepath.Join(b.dir, "data")+":/data:ro", "--env-file", "vars", b.venv)
+	rc, out := b.run("python", "-c", fmt.Sprintf("import os; print(os.environ['SEEN']); os.rmdir('data'); os.symlink(%q, 'data'); open('vars', 'w').write('SEEN=second\\nSBXRUN_SECRET')", secret))
+	require.Equal(t, 0, rc, out)
+	rc, out = b.run("python", "-c", "import os; print(os.listdir('/data'))")
+	assert.Equal(t, 125, rc)
+	assert.Contains(t, out, "too many levels of symbolic links")
+	b.shim("-r", "requirements.txt", b.venv)
+	require.NoError(t, os.Remove(filepath.Join(b.dir, "data")))
+	b.write("vars", "SEEN=first\n")
+	b.shim("-r", "requirements.txt", "--env-file", "vars", b.venv)
+	b.write("vars", "SBXRUN_SECRET\n")
+	rc, out = b.run("python", "-c", "import os; print(os.environ['SEEN'], 'SBXRUN_SECRET' in os.environ)")
+	assert.Equal(t, "first False\n", out, rc)
+
+	require.NoError(t, os.Symlink(secret, filepath.Join(b.dir, "link")))
+	for flag, value := range map[string]string{
+		"--secret": "source=" + filepath.Join(b.dir, "vars"), "--net-log": filepath.Join(b.dir, "log"),
+		"--expose-unix": filepath.Join(b.dir, "socket") + ":80", "--volume": filepath.Join(b.dir, "link") + ":/x",
+	} {
+		cmd := b.s.Cmd("env", "shim", "-r", "requirements.txt", flag, value, b.venv)
+		cmd.Dir = b.dir
+		out, err := cmd.CombinedOutput()
+		require.Error(t, err, flag)
+		assert.Contains(t, string(out), "link", flag)
+		assert.LessOrEqual(t, strings.Count(string(out), "\n"), 2, "%s", out)
+	}
+}
+
 // A sandbox that runs already may make what will be the folder of a shim.
 func TestNoLinkLeadsOutOfAShimThatIsMade(t *testing.T) {
 	b := newBox(t)
