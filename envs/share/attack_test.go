@@ -424,7 +424,7 @@ func TestEveryByteCounts(t *testing.T) {
 		path, _ := exportTo(t, s, m, e, ExportOptions{Format: format, WithBase: true})
 		whole, err := os.ReadFile(path)
 		require.NoError(t, err)
-		step := 509
+		step := 1499
 		if testing.Short() {
 			step = 4001
 		}
