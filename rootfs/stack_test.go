@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"sort"
@@ -77,7 +78,17 @@ func TestAddUpperIsWhatTheOverlayShowed(t *testing.T) {
 		up := t.TempDir()
 		require.NoError(t, MakeUpper(up))
 		fd, err := fsmountOverlay("test", lowers, up+"/upper", up+"/work")
-		require.NoError(t, err)
+		if errors.Is(err, errOldOverlay) { // before Linux 6.5
+			at := t.TempDir()
+			require.NoError(t, inNamespace(t).Do(func() (err error) {
+				if err = unix.Mount("test", at, "overlay", 0, "lowerdir="+strings.Join(lowers, ":")+",upperdir="+up+"/upper,workdir="+up+"/work,redirect_dir=off,metacopy=off,index=off"); err == nil {
+					fd, err = unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+				}
+				return err
+			}))
+		} else {
+			require.NoError(t, err)
+		}
 		dir := fdPath(fd) + "/."
 		if change != nil {
 			change(dir)

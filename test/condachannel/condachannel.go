@@ -44,9 +44,8 @@ type Info struct {
 // the package index, a C compiler or the system's python the test is skipped.
 func Build(t testing.TB) string {
 	t.Helper()
-	need.Python(t)
+	python := Python(t) // first: a machine without the index needs nothing more
 	need.Compiler(t)
-	python := Python(t)
 	dir := filepath.Join(cacheDir(t), "channel-"+digest(channelPy, strings.Join(pinned, " "), systemPython(t)))
 	once(t, dir, func(dir string) {
 		run(t, python, "channel.py", channelPy, dir)
@@ -71,6 +70,7 @@ func Read(t testing.TB, channel string) Info {
 // Python is an interpreter that has py-rattler and conda-package-handling.
 func Python(t testing.TB) string {
 	t.Helper()
+	need.Python(t)
 	dir := filepath.Join(cacheDir(t), "venv-"+digest(pinned...))
 	if _, err := os.Stat(filepath.Join(dir, ".done")); err != nil {
 		need.Network(t)
