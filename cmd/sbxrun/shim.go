@@ -477,7 +477,7 @@ func venvConfig(l *envs.Layout) string {
 			home = v
 		case k == "include-system-site-packages" && v == "true":
 			system = v
-		case (k == "version" || k == "version_info") && v != "" && strings.Trim(v, "0123456789.abcfinalrc") == "":
+		case (k == "version" || k == "version_info") && v != "" && strings.Trim(v, "0123456789.abcfilnr") == "":
 			version = v
 		}
 	}

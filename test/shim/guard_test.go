@@ -126,6 +126,22 @@ func TestNoLinkLeadsOutOfAShimThatIsMade(t *testing.T) {
 	}
 }
 
+// What a tool has open is not its programs' (an engine must not matter).
+func TestDescriptorsOfTheToolStayOutside(t *testing.T) {
+	b := newBox(t)
+	for _, engine := range []string{"direct", "libcontainer"} {
+		b.shim("-r", "requirements.txt", "--engine", engine, b.venv)
+		open, err := os.Open("/etc/passwd")
+		require.NoError(t, err)
+		cmd := b.cmd("python", "-c", "import os, sys; print(sys.prefix, [os.readlink('/proc/self/fd/' + f) for f in os.listdir('/proc/self/fd') if f not in '012' and os.path.exists('/proc/self/fd/' + f)])")
+		cmd.ExtraFiles = []*os.File{open}
+		out, err := cmd.CombinedOutput()
+		open.Close()
+		require.NoError(t, err, "%s", out)
+		assert.Equal(t, b.venv+" []\n", string(out), engine)
+	}
+}
+
 // A settings file lies in the project, which a sandbox may write.
 func TestSettingsAreThoseOfWhenTheShimWasMade(t *testing.T) {
 	b := newBox(t)
