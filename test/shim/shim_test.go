@@ -53,6 +53,9 @@ var tools struct {
 // hostTools are a plain venv of the system's Python, for the whole package.
 func hostTools(t *testing.T) string {
 	t.Helper()
+	need.Root(t)
+	need.Network(t)
+	need.Python(t)
 	tools.Do(func() {
 		if tools.dir, tools.err = os.MkdirTemp("", "sbxrun-tools-"); tools.err != nil {
 			return
