@@ -48,7 +48,7 @@ func (m *Manager) bake(ctx context.Context, r Recipe, l *lock, py python, key st
 		return nil, err
 	}
 	var man *rootfs.Manifest
-	if composable(r, l) {
+	if composable(r, l) && t.ownsAll() {
 		man, err = m.compose(ctx, r, t, l, py)
 		if err != nil && !errors.Is(err, errConflict) {
 			return nil, err
@@ -80,6 +80,10 @@ func withoutUser(url string) string {
 	return strings.TrimPrefix(dropUserinfo("--index-url "+url), "--index-url ")
 }
 
+// ownsAll says whether the tool adds to a wheel's RECORD what the wheel has and
+// does not name. Where it does not, one wheel could pass files off as another's.
+func (t *tool) ownsAll() bool { return t.Kind != "uv" || !olderThan(t.Version, uvVersion) }
+
 func composable(r Recipe, l *lock) bool {
 	if l.kind != "requirements" || r.AllowBuild || len(r.Hooks) > 0 || len(l.sources) > 0 {
 		return false
@@ -104,7 +108,7 @@ func (m *Manager) install(ctx context.Context, r Recipe, t *tool, l *lock, py py
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	if err := os.WriteFile(filepath.Join(dir, l.fileName()), l.text, 0o644); err != nil {
+	if err := handOver(dir, l.fileName(), l.text); err != nil {
 		return nil, fmt.Errorf("bake: %w", err)
 	}
 	offline := m.job(t, r.Base, "bake", dir, nil)
@@ -365,6 +369,15 @@ func merge(parts []*rootfs.Manifest) (*rootfs.Manifest, error) {
 	return out, nil
 }
 
+// ofSkeleton says whether a path is the virtual environment's own: a wheel that
+// puts something there would take it out of what others get.
+func ofSkeleton(p string) bool {
+	base := path.Base(p)
+	inBin := path.Dir(p) == "opt/env/bin"
+	return p == "opt/env/pyvenv.cfg" || strings.HasPrefix(base, "_virtualenv.") || inBin && (strings.HasPrefix(base, "activate") ||
+		strings.HasPrefix(base, "python") && strings.Trim(base[len("python"):], "0123456789.") == "")
+}
+
 // split gives to each requirement the files that its RECORD names, and the
 // bytecode of those; the rest is the skeleton.
 func (m *Manager) split(man *rootfs.Manifest, reqs []requirement) (parts []*rootfs.Manifest, rest *rootfs.Manifest, err error) {
@@ -384,6 +397,7 @@ func (m *Manager) split(man *rootfs.Manifest, reqs []requirement) (parts []*root
 			return nil, nil, fmt.Errorf("%w: %s has no RECORD", errConflict, q.name)
 		}
 		site := path.Dir(path.Dir(rec.Path))
+		itself := false
 		files, err := m.readRecord(rec)
 		if err != nil {
 			return nil, nil, err
@@ -393,10 +407,14 @@ func (m *Manager) split(man *rootfs.Manifest, reqs []requirement) (parts []*root
 			if _, ok := byPath[p]; !ok || !strings.HasPrefix(p, "opt/env/") {
 				continue
 			}
-			if o, taken := owner[p]; taken && o != i {
+			if o, taken := owner[p]; taken && o != i || ofSkeleton(p) {
 				return nil, nil, fmt.Errorf("%w: %s", errConflict, p)
 			}
 			owner[p] = i
+			itself = itself || p == rec.Path
+		}
+		if !itself { // another wheel's, which brought it along
+			return nil, nil, fmt.Errorf("%w: %s", errConflict, rec.Path)
 		}
 	}
 	for _, e := range man.Entries { // bytecode goes with its source
@@ -406,6 +424,9 @@ func (m *Manager) split(man *rootfs.Manifest, reqs []requirement) (parts []*root
 		stem, _, _ := strings.Cut(path.Base(e.Path), ".cpython-")
 		src := path.Join(path.Dir(path.Dir(e.Path)), stem+".py")
 		if o, ok := owner[src]; ok {
+			if by, taken := owner[e.Path]; taken && by != o { // planted: we did not compile it
+				return nil, nil, fmt.Errorf("%w: %s", errConflict, e.Path)
+			}
 			owner[e.Path] = o
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 )
@@ -116,7 +117,7 @@ func condaInput(kind Kind, file string, data []byte) (*input, error) {
 				continue
 			}
 			p := filepath.Join(filepath.Dir(file), v)
-			b, err := readFile(p)
+			b, err := readBelow(filepath.Dir(file), p)
 			if err != nil {
 				return nil, &Error{Msg: fmt.Sprintf("read %q: its pip section: %v", file, err), Err: err}
 			}
@@ -132,7 +133,7 @@ func condaInput(kind Kind, file string, data []byte) (*input, error) {
 
 // condaLockPath is where the lock of an input is kept.
 func (m *Manager) condaLockPath(r Recipe, in *input) string {
-	key := digestOf(schema, "conda", in.text(), r.Base.Digest, r.IndexURL, r.ExcludeNewer, archID)
+	key := digestOf(schema, "conda", in.text(), baseKey(r.Base), r.IndexURL, r.ExcludeNewer, archID)
 	return m.store.Path("envs", "locks", key+".json")
 }
 
@@ -267,11 +268,7 @@ func (m *Manager) lockConda(ctx context.Context, r Recipe, in *input) (_ *condaL
 // writeFiles puts files where a job sees them below /opt/in.
 func writeFiles(dir string, files []inputFile) error {
 	for _, f := range files {
-		p := filepath.Join(dir, "in", f.name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			return fmt.Errorf("resolve: %w", err)
-		}
-		if err := os.WriteFile(p, f.data, 0o644); err != nil {
+		if err := handOver(dir, path.Join("in", f.name), f.data); err != nil {
 			return fmt.Errorf("resolve: %w", err)
 		}
 	}

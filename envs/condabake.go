@@ -294,7 +294,7 @@ func (m *Manager) installPipSection(ctx context.Context, r Recipe, t *tool, l *c
 	if t.Kind != "uv" {
 		return fail("put uv on PATH", "bake %q: its pip section needs uv, which could not be had", r.File)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "requirements.txt"), []byte(l.Requirements), 0o644); err != nil {
+	if err := handOver(dir, "requirements.txt", []byte(l.Requirements)); err != nil {
 		return fmt.Errorf("bake: %w", err)
 	}
 	section := &input{kind: KindRequirements}

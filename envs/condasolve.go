@@ -284,7 +284,7 @@ func (m *Manager) runSolver(ctx context.Context, r Recipe, solver, dir string, r
 		return a, fmt.Errorf("solve: %w", err)
 	}
 	stdin := filepath.Join(dir, "solve.json")
-	if err := os.WriteFile(stdin, b, 0o644); err != nil {
+	if err := handOver(dir, "solve.json", b); err != nil {
 		return a, fmt.Errorf("solve: %w", err)
 	}
 	j := m.job(&tool{}, r.Base, "solve", dir, nil)
@@ -486,7 +486,8 @@ func hashFile(p string) (sum string, n int64, err error) {
 
 // condaSolver gives the installed solver or installs it.
 func (m *Manager) condaSolver(ctx context.Context, r Recipe) (*condaSolver, error) {
-	rec := m.store.Path("tools", "conda-solver-"+rattlerVersion+".json")
+	// The base's own Python asks it: what one base says is not for another.
+	rec := m.store.Path("tools", "conda-solver-"+rattlerVersion+"-"+digestOf(baseKey(r.Base))[:16]+".json")
 	read := func() *condaSolver {
 		var s condaSolver
 		b, err := os.ReadFile(rec)

@@ -38,7 +38,7 @@ func openProject(dir string) (*project, error) {
 	}
 	p := &project{dir: f, path: dir, ignore: &ignores{}}
 	name := filepath.Join(dir, ".dockerignore")
-	b, err := os.ReadFile(name)
+	b, err := readBelow(dir, name)
 	if err == nil {
 		p.ignore, err = parseIgnores(name, b)
 	}

@@ -94,7 +94,7 @@ func (b *recipeBake) installUpon(ctx context.Context, out *built, r Recipe, l *l
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, w.done()) }()
-	if err := os.WriteFile(filepath.Join(w.dir, "requirements.txt"), l.text, 0o644); err != nil {
+	if err := handOver(w.dir, "requirements.txt", l.text); err != nil {
 		return nil, fmt.Errorf("bake: %w", err)
 	}
 	ix := t.index(r, l.in)
@@ -159,7 +159,7 @@ func (b *recipeBake) compileNew(ctx context.Context, w *workshop, j Job) error {
 	if err != nil || list.Len() == 0 {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(w.dir, "modules"), list.Bytes(), 0o644); err != nil {
+	if err := handOver(w.dir, "modules", list.Bytes()); err != nil {
 		return fmt.Errorf("compile: %w", err)
 	}
 	b.progress.Phase("compile", "")

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -77,6 +76,9 @@ func (i *Imported) Check() error {
 	words = slices.Concat(words, e.Notes, e.Paths, e.Recipe.Hooks)
 	for _, p := range e.Packages {
 		words = append(words, p.Name, p.Version)
+	}
+	for _, p := range e.System {
+		words = append(words, p.Name, p.Version, p.Architecture, p.SHA256)
 	}
 	for _, w := range words {
 		if strings.ContainsFunc(w, func(r rune) bool { return r < 0x20 && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 }) {
@@ -164,10 +166,10 @@ func (m *Manager) Import(ctx context.Context, g *rootfs.Staging, i Imported) (_ 
 		names, i.Offered = []string{i.Name}, nil
 	}
 	for _, n := range i.Offered {
-		if checkName(n) != nil {
+		if checkName(n) != nil { // before it becomes a path
 			continue
 		}
-		b, err := os.ReadFile(m.store.Path("envs", "names", n))
+		b, err := rootfs.ReadSmall(m.store.Path("envs", "names", n))
 		if err == nil && strings.TrimSpace(string(b)) != e.Key {
 			notes = append(notes, fmt.Sprintf("the name %s is another environment's here: --name gives it one", n))
 			continue

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // input is a recipe's file with all that it includes.
@@ -51,10 +53,40 @@ type requirement struct {
 const maxInputBytes = 64 << 20 // a lock of 10,000 packages with all their wheels has 45 MB
 
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe must not keep us
 	if err != nil {
 		return nil, &Error{Msg: fmt.Sprintf("read %q: %v", path, errors.Unwrap(err)), Err: err, Tip: kindsTaken}
 	}
+	return readText(f, path)
+}
+
+// readBelow reads a file that another file names: as a project's own it lies
+// below the first one's folder, and no link leads out of there. Who can write to
+// the project would have it read, and parts of it told, with root's rights.
+func readBelow(top, path string) ([]byte, error) {
+	name, err := filepath.Rel(top, path)
+	if err != nil || !filepath.IsLocal(name) {
+		return nil, fail("move it beside the first file, or below", "read %q: an included file must not lie above the first one", path)
+	}
+	dir, err := unix.Open(top, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read %q: %w", path, err)
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, name, &unix.OpenHow{
+		Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	switch {
+	case errors.Is(err, unix.EXDEV):
+		return nil, fail("move it beside the first file, or below", "read %q: a link leads out of %q", path, top)
+	case err != nil:
+		return nil, &Error{Msg: fmt.Sprintf("read %q: %v", path, err), Err: err, Tip: kindsTaken}
+	}
+	return readText(os.NewFile(uintptr(fd), path), path)
+}
+
+// readText reads a bounded file and closes it.
+func readText(f *os.File, path string) ([]byte, error) {
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil || !st.Mode().IsRegular() {
@@ -214,8 +246,12 @@ func (in *input) include(v, where, path, top string, constraint bool, seen map[s
 	if !filepath.IsAbs(p) {
 		p = filepath.Join(filepath.Dir(path), p)
 	}
-	b, err := readFile(p)
+	b, err := readBelow(top, filepath.Clean(p))
 	if err != nil {
+		var e *Error
+		if errors.As(err, &e) {
+			return &Error{Msg: where + ": " + e.Msg, Tip: e.Tip, Err: err}
+		}
 		return &Error{Msg: where + ": " + err.Error(), Err: err}
 	}
 	return in.add(p, b, top, constraint, seen, depth+1)

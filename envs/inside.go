@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -20,7 +22,7 @@ const insideBinary = "/mnt/sbxrun-env"
 // the job's /opt: the request is left there. result (nil: none) is filled from
 // the answer; an error is the verb's own, with its hint.
 func (m *Manager) inside(ctx context.Context, j Job, dir, verb string, request, result any) error {
-	path, err := m.helper()
+	helper, err := m.helper()
 	if err != nil {
 		return fail("make install puts all binaries into one directory", "%s: %v", j.Name, err)
 	}
@@ -29,10 +31,10 @@ func (m *Manager) inside(ctx context.Context, j Job, dir, verb string, request, 
 		return fmt.Errorf("%s: encode request: %w", j.Name, err)
 	}
 	name := "request-" + verb + ".json"
-	if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+	if err := handOver(dir, name, b); err != nil {
 		return fmt.Errorf("%s: %w", j.Name, err)
 	}
-	j.Binds = append(j.Binds[:len(j.Binds):len(j.Binds)], JobBind{Source: path, Target: insideBinary, ReadOnly: true})
+	j.Binds = append(j.Binds[:len(j.Binds):len(j.Binds)], JobBind{Source: helper, Target: insideBinary, ReadOnly: true})
 	j.Argv, j.Stdin = []string{insideBinary, "inside", verb}, filepath.Join(dir, name)
 	var out tail // 64 KiB: more than that is left in a file
 	j.Stdout, j.Stderr = &out, &out
@@ -64,4 +66,26 @@ func (m *Manager) inside(ctx context.Context, j Job, dir, verb string, request, 
 		return fmt.Errorf("%s: decode answer of %s: %w", j.Name, verb, err)
 	}
 	return nil
+}
+
+// handOver writes a file for a job below a folder that earlier jobs could write to,
+// which are dead by now: what they left in its place is removed, not followed.
+func handOver(dir, name string, data []byte) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	if err := root.RemoveAll(name); err != nil {
+		return err
+	}
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
 }

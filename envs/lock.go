@@ -218,7 +218,7 @@ func (m *Manager) pathLock(ctx context.Context, r Recipe, in *input, py python) 
 // lockPath is where the lock of an input is kept. Neither the tool's version
 // nor the interpreter's build is in it: an update of them moves no pins.
 func (m *Manager) lockPath(r Recipe, in *input, py python) string {
-	parts := []string{schema, in.text(), py.path + " " + r.Base.Digest, r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID, r.selection(), in.targetText()}
+	parts := []string{schema, in.text(), py.path + " " + baseKey(r.Base), r.IndexURL, r.ExcludeNewer, fmt.Sprint(r.AllowBuild), archID, r.selection(), in.targetText()}
 	parts = append(parts, treeKeys(in.trees)...)
 	if r.prefer != nil {
 		parts = append(parts, "prefer", string(r.prefer))
@@ -278,7 +278,7 @@ func (m *Manager) resolve(ctx context.Context, r Recipe, in *input, py python, m
 		prefer = m.last(r, in)
 	}
 	if prefer != nil { // the resolver keeps the pins of its output file
-		if err := os.WriteFile(filepath.Join(dir, "lock.txt"), prefer, 0o644); err != nil {
+		if err := handOver(dir, "lock.txt", prefer); err != nil {
 			return nil, fmt.Errorf("resolve: %w", err)
 		}
 	}

@@ -340,7 +340,7 @@ func projectInput(kind Kind, path string, b []byte) (*input, error) {
 	switch kind {
 	case KindUV, KindPoetry, KindPDM:
 		in.convert = true
-		p, err := readFile(filepath.Join(filepath.Dir(path), "pyproject.toml"))
+		p, err := readBelow(filepath.Dir(path), filepath.Join(filepath.Dir(path), "pyproject.toml"))
 		if err == nil {
 			in.files = append(in.files, inputFile{"pyproject.toml", p})
 		} else if !errors.Is(err, os.ErrNotExist) {

@@ -21,7 +21,13 @@ type python struct {
 }
 
 // key names the interpreter and what it runs on.
-func (p python) key(base rootfs.Base) string { return p.path + " " + p.stat + " " + base.Digest }
+func (p python) key(base rootfs.Base) string { return p.path + " " + p.stat + " " + baseKey(base) }
+
+// baseKey names all that a base shows. What steps of a recipe put upon it is
+// anybody's code: nothing that it had a hand in may be found without it.
+func baseKey(base rootfs.Base) string {
+	return strings.Join(append([]string{base.Digest}, base.Upon...), " ")
+}
 
 // findPython looks an interpreter up in the base without running it.
 func findPython(base rootfs.Base, want string) (python, error) {

@@ -223,6 +223,11 @@ func parseStage(file string, text []byte, name string, table map[string]any, fin
 			t.fail("network", "host or host:port", "%q is not a host", h)
 		}
 	}
+	for key, file := range map[string]string{"requirements": s.requirements, "conda": s.conda} {
+		if file != "" && !filepath.IsLocal(file) {
+			t.fail(key, "only what is in the recipe's folder can be read: move it there", "%q leaves the recipe's folder", file)
+		}
+	}
 	s.copies = t.copies()
 	if vars, ok := table["env"].(map[string]any); ok {
 		for _, k := range sortedKeys(vars) {

@@ -133,6 +133,8 @@ func olderThan(a, b string) bool {
 // configuration, without what would change what it does otherwise.
 func hostPython(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "python3", args...)
+	// -c and -m import from the current directory first, which is somebody's project.
+	cmd.Dir = "/"
 	// It dies with us, and what it starts (python3 may be a shim) with it: as
 	// process 1 of a namespace, where we may make one.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

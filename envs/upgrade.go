@@ -18,7 +18,11 @@ func (m *Manager) lastPath(r Recipe, in *input) string {
 	if err != nil {
 		abs = r.File
 	}
-	return m.store.Path("envs", "lastlocks", digestOf(schema, string(in.kind), abs, r.Base.Name, r.Python, strings.Join(r.Groups, " "), strings.Join(r.Extras, " ")))
+	upon := ""
+	if strings.HasPrefix(abs, m.store.Path("envs", "inline")+"/") { // several projects': what one's steps gave is not for another
+		upon = strings.Join(r.Base.Upon, " ")
+	}
+	return m.store.Path("envs", "lastlocks", digestOf(schema, string(in.kind), abs, r.Base.Name, r.Python, strings.Join(r.Groups, " "), strings.Join(r.Extras, " "), upon))
 }
 
 // remember keeps which lock a file has now.

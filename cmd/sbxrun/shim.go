@@ -300,8 +300,8 @@ func (o *shimOptions) shimProject(c *command, cwd string) (string, error) {
 // checkPlace refuses a folder that a sandbox could replace: what is in it decides
 // what the host does. covered says that it is covered inside.
 func (set *shimSettings) checkPlace(dir string, covered bool, volumes []string) error {
-	if strings.ContainsAny(dir, ":\n") {
-		return usage("PATH cannot have it", "shim %q: a colon or a line break in the path", dir)
+	if strings.ContainsAny(dir, ":\n'\\") {
+		return usage("PATH or a shell could not have it", "shim %q: a colon, a quote, a backslash or a line break in the path", dir)
 	}
 	if p := set.Project; p != "" && within(dir, p) {
 		return usage("choose another folder", "shim %q: the project lies in it, and what runs in the sandbox could replace it", dir)
@@ -491,7 +491,11 @@ func oursAt(dir string) (bool, error) {
 		return false, usage("give one that is not there yet", "%q: there is something else", dir)
 	}
 	names, err := os.ReadDir(dir)
+	// A link in a project may be a sandbox's: what is written must stay there.
+	st, lerr := os.Lstat(dir)
 	switch {
+	case lerr == nil && !st.IsDir():
+		err = unix.ENOTDIR
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(names) == 0:
 		return false, nil
 	case err == nil:
