@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -86,7 +87,10 @@ func (p *project) add(ctx context.Context, store *rootfs.Store, from string) (*r
 	}
 	switch {
 	case st.Mode().IsRegular():
-		d, n, err := store.PutObject(f, st.Mode()&0o111 != 0)
+		if st.Size() > maxSourceBytes {
+			return nil, fail("", "copy %q: more than %d MiB in one file", from, maxSourceBytes>>20)
+		}
+		d, n, err := store.PutObject(io.LimitReader(f, st.Size()), st.Mode()&0o111 != 0)
 		if err != nil {
 			return nil, fmt.Errorf("copy %q: %w", from, err)
 		}

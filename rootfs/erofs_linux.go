@@ -285,7 +285,7 @@ func (s *Store) convert(ctx context.Context, digest, form string, make func(id, 
 	if err != nil {
 		return err
 	}
-	return os.RemoveAll(gone)
+	return removeTree(gone)
 }
 
 // OpenFile opens the content of an entry of some layers: the object or, where

@@ -162,7 +162,7 @@ func (s *Store) RemoveLayers(digests []string, forget func() error) (finish func
 	return func() error {
 		var errs []error
 		for _, p := range gone {
-			errs = append(errs, os.RemoveAll(p))
+			errs = append(errs, removeTree(p))
 		}
 		return errors.Join(errs...)
 	}, nil

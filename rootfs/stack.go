@@ -61,7 +61,7 @@ func Stack(layers ...*Manifest) *Manifest {
 // in it, so that the same change is the same layer however it was made. It goes by descriptors and follows no link; the workload must
 // be dead. skip leaves out a path.
 func (s *Store) AddUpper(ctx context.Context, dir *os.File, at string, below *Manifest, skip func(path string) bool) (*Manifest, error) {
-	u := &upperWalk{store: s, skip: skip, below: map[string]Entry{}, names: map[string][]string{}, out: &Manifest{}}
+	u := &upperWalk{store: s, skip: skip, options: addOptions{left: bound()}, below: map[string]Entry{}, names: map[string][]string{}, out: &Manifest{}}
 	for _, e := range below.Entries {
 		u.below[e.Path] = e
 		u.names[path.Dir(e.Path)] = append(u.names[path.Dir(e.Path)], e.Path)
@@ -85,11 +85,12 @@ func (s *Store) AddUpper(ctx context.Context, dir *os.File, at string, below *Ma
 }
 
 type upperWalk struct {
-	store *Store
-	skip  func(string) bool
-	below map[string]Entry
-	names map[string][]string // directory → what is in it below
-	out   *Manifest
+	store   *Store
+	skip    func(string) bool
+	options addOptions
+	below   map[string]Entry
+	names   map[string][]string // directory → what is in it below
+	out     *Manifest
 }
 
 // dir walks one directory. In an opaque one, nothing from below is seen.
@@ -158,7 +159,7 @@ func (u *upperWalk) entry(ctx context.Context, dir *os.File, name, p string, opa
 	defer f.Close()
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		one := &Manifest{}
-		if err := u.store.addFile(f, p, addOptions{}, one); err != nil {
+		if err := u.store.addFile(f, p, u.options, one); err != nil {
 			return err
 		}
 		u.add(one.Entries[0], old)

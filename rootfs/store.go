@@ -109,7 +109,7 @@ func (s *Store) TempDir(prefix string) (path string, done func() error, err erro
 		return "", nil, s.Explain(fmt.Errorf("make temporary directory: %w", err))
 	}
 	done = func() error {
-		err := os.RemoveAll(path)
+		err := removeTree(path)
 		return errors.Join(err, os.Remove(path+".lock"), lock.Close())
 	}
 	if err := os.Mkdir(path, 0o700); err != nil {
@@ -172,14 +172,14 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 			f.Close()
 			continue
 		}
-		errs = append(errs, os.RemoveAll(s.Path("tmp", name)), os.Remove(s.Path("tmp", e.Name())))
+		errs = append(errs, removeTree(s.Path("tmp", name)), os.Remove(s.Path("tmp", e.Name())))
 		f.Close()
 		did = append(did, "removed unfinished work "+name)
 	}
 	for _, e := range ents {
 		if name := e.Name(); !strings.HasSuffix(name, ".lock") && !locked[name] {
 			if strings.HasPrefix(name, removedPrefix) { // no name leads there any more
-				errs = append(errs, os.RemoveAll(s.Path("tmp", name)))
+				errs = append(errs, removeTree(s.Path("tmp", name)))
 				did = append(did, "finished removing "+name)
 				continue
 			}
@@ -190,7 +190,7 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 				continue
 			}
 			if _, err := os.Stat(s.Path("tmp", name+".lock")); errors.Is(err, os.ErrNotExist) {
-				errs = append(errs, os.RemoveAll(s.Path("tmp", name)))
+				errs = append(errs, removeTree(s.Path("tmp", name)))
 			}
 		}
 	}
@@ -432,12 +432,22 @@ func (s *Store) PutObject(r io.Reader, exec bool) (digest string, size int64, er
 // store's (see adopt) instead of being copied.
 func (s *Store) AddTree(ctx context.Context, dir *os.File, skip func(path string) bool) (*Manifest, error) {
 	m := &Manifest{}
-	err := s.addDir(ctx, dir, "", addOptions{skip: skip, adopt: s.isStaged(dir)}, m)
+	err := s.addDir(ctx, dir, "", addOptions{skip: skip, adopt: s.isStaged(dir), left: bound()}, m)
 	return m, s.Explain(err)
+}
+
+// maxTreeBytes bounds what is taken of a tree: a file may say that it has any
+// size, and take nothing on the disk that it comes from.
+const maxTreeBytes = 64 << 30
+
+func bound() *int64 {
+	n := int64(maxTreeBytes)
+	return &n
 }
 
 // addOptions say what a tree may hold.
 type addOptions struct {
+	left *int64                 // bytes that may still come; nil is no bound
 	skip func(path string) bool // nil: nothing
 	// lenient leaves out devices, sockets and pipes and drops set-id bits,
 	// where it is an error otherwise: every distribution's root has some.
@@ -509,6 +519,11 @@ func (s *Store) addFile(f *os.File, path string, o addOptions, m *Manifest) erro
 	if st.Mode()&(os.ModeSetuid|os.ModeSetgid) != 0 && !o.lenient {
 		return fmt.Errorf("add %q: set-id bit", path)
 	}
+	if o.left != nil {
+		if *o.left -= st.Size(); *o.left < 0 {
+			return fmt.Errorf("add %q: more than %d GiB in all", path, maxTreeBytes>>30)
+		}
+	}
 	exec := st.Mode()&0o111 != 0
 	mode := uint32(0o444)
 	if exec {
@@ -523,7 +538,7 @@ func (s *Store) addFile(f *os.File, path string, o addOptions, m *Manifest) erro
 		}
 	}
 	if err == nil && !adopted {
-		d, n, err = s.PutObject(f, exec)
+		d, n, err = s.PutObject(io.LimitReader(f, st.Size()), exec) // somebody may still be writing
 	}
 	if err != nil {
 		return fmt.Errorf("add %q: %w", path, err)
