@@ -484,10 +484,21 @@ func hashFile(p string) (sum string, n int64, err error) {
 	return hex.EncodeToString(h.Sum(nil)), n, err
 }
 
+func (m *Manager) rattlerDir() string {
+	return m.store.Path("tools", "py-rattler-"+rattlerVersion)
+}
+
+// solverRecord says where the solver is, and what it said of itself in a base,
+// whose own Python asks it: what one base says is not for another.
+func (m *Manager) solverRecord(base string) string {
+	return m.store.Path("tools", solverRecords+base+".json")
+}
+
+const solverRecords = "conda-solver-" + rattlerVersion + "-"
+
 // condaSolver gives the installed solver or installs it.
 func (m *Manager) condaSolver(ctx context.Context, r Recipe) (*condaSolver, error) {
-	// The base's own Python asks it: what one base says is not for another.
-	rec := m.store.Path("tools", "conda-solver-"+rattlerVersion+"-"+digestOf(baseKey(r.Base))[:16]+".json")
+	rec := m.solverRecord(digestOf(baseKey(r.Base))[:16])
 	read := func() *condaSolver {
 		var s condaSolver
 		b, err := os.ReadFile(rec)
@@ -497,6 +508,7 @@ func (m *Manager) condaSolver(ctx context.Context, r Recipe) (*condaSolver, erro
 		if _, err := os.Stat(s.Path); err != nil {
 			return nil
 		}
+		touch(rec)
 		return &s
 	}
 	if s := read(); s != nil {
@@ -535,7 +547,7 @@ func (m *Manager) condaSolver(ctx context.Context, r Recipe) (*condaSolver, erro
 
 // installRattler downloads the wheel through pip, with hashes, and unpacks it.
 func (m *Manager) installRattler(ctx context.Context) (dir string, err error) {
-	dir = m.store.Path("tools", "py-rattler-"+rattlerVersion)
+	dir = m.rattlerDir()
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}

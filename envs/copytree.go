@@ -156,6 +156,7 @@ func (m *Manager) writable() bool { return m.store.Writable() == nil }
 func (m *Manager) remembered(ctx context.Context, keep bool, key string, load func(context.Context) (*rootfs.Manifest, error)) (addition, error) {
 	p := m.store.Path("envs", "copies", key)
 	if b, err := os.ReadFile(p); err == nil && keep {
+		touch(p)
 		return addition{string(b), load}, nil
 	}
 	man, err := load(ctx)

@@ -185,10 +185,12 @@ func (m *Manager) targetPath(base rootfs.Base, py python) string {
 }
 
 func (m *Manager) keptTarget(base rootfs.Base, py python) *Target {
-	b, err := os.ReadFile(m.targetPath(base, py))
+	p := m.targetPath(base, py)
+	b, err := os.ReadFile(p)
 	if err != nil {
 		return nil
 	}
+	touch(p)
 	var t Target
 	if json.Unmarshal(b, &t) != nil || len(t.Vars) == 0 {
 		return nil

@@ -2,13 +2,11 @@ package envs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -99,11 +97,11 @@ func (m *Manager) prune(ctx context.Context, o PruneOptions, p *Pruned) error {
 		if _, err := m.store.GC(ctx); err != nil {
 			return err
 		}
-		freed, err := m.sweep(ctx, o)
-		p.FreedBytes += freed
-		if err != nil {
-			return err
-		}
+	}
+	swept, err := m.sweep(ctx, o)
+	p.FreedBytes += swept
+	if err != nil {
+		return err
 	}
 	over := int64(0) // bytes that have to go; 0: all that may go
 	if o.SizeBytes > 0 {
@@ -120,7 +118,16 @@ func (m *Manager) prune(ctx context.Context, o PruneOptions, p *Pruned) error {
 		if err != nil {
 			return err
 		}
-		if over = u.TotalBytes - o.SizeBytes - loose; over <= 0 {
+		dry := o
+		dry.DryRun = true
+		kept := &Pruned{}
+		if err := m.pruneKept(dry, kept); err != nil {
+			return err
+		}
+		if over = u.TotalBytes - o.SizeBytes - loose - kept.FreedBytes; o.DryRun {
+			over -= swept // it is there still
+		}
+		if over <= 0 {
 			return m.pruneContent(ctx, o, p)
 		}
 	}
@@ -364,7 +371,12 @@ func (m *Manager) Remove(ref string) error {
 // unless a recent bake made or used them, and what killed bakes and removals left
 // where names are looked for: layers that no record has, records without their
 // layer, names of nothing.
+// With a dry run it says only what that would free.
 func (m *Manager) sweep(ctx context.Context, o PruneOptions) (freed int64, err error) {
+	if o.DryRun {
+		_, freed, err = m.sweepLocked(o)
+		return freed, err
+	}
 	release, err := m.store.Removing(ctx)
 	if err != nil {
 		return 0, err
@@ -401,8 +413,8 @@ func (m *Manager) sweepLocked(o PruneOptions) (rest []func() error, freed int64,
 	} {
 		for _, p := range m.glob("envs", r.dir, "*") {
 			if r.needless(filepath.Base(p), p) {
-				if err := os.RemoveAll(p); err != nil {
-					return nil, 0, fmt.Errorf("prune: %w", err)
+				if _, err := o.remove(p); err != nil {
+					return nil, 0, err
 				}
 			}
 		}
@@ -427,6 +439,10 @@ func (m *Manager) sweepLocked(o PruneOptions) (rest []func() error, freed int64,
 		if err != nil {
 			return rest, freed, err
 		}
+		if o.DryRun {
+			freed += u.OwnBytes()
+			continue
+		}
 		finish, err := m.store.RemoveLayers([]string{l}, nil)
 		if errors.Is(err, rootfs.ErrBusy) {
 			continue // a bake goes on with it, or it was found when it still had a name
@@ -439,10 +455,8 @@ func (m *Manager) sweepLocked(o PruneOptions) (rest []func() error, freed int64,
 	}
 	for l, s := range steps {
 		if _, err := m.store.LayerPath(l); l == "" && !s.recent(o) || l != "" && errors.Is(err, os.ErrNotExist) {
-			for _, p := range s.records {
-				if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-					return rest, freed, fmt.Errorf("prune: %w", err)
-				}
+			if _, err := o.remove(s.records...); err != nil {
+				return rest, freed, err
 			}
 		}
 	}
@@ -500,10 +514,14 @@ func (m *Manager) steps() map[string]*stepLayer {
 // parts, content, locks, caches, tools.
 func (m *Manager) pruneContent(ctx context.Context, o PruneOptions, p *Pruned) error {
 	if o.DryRun {
-		keep, _, err := m.parts(o, false)
+		if err := errors.Join(m.pruneLocks(o, p), m.pruneKept(o, p)); err != nil {
+			return err
+		}
+		keep, n, err := m.parts(o, false)
 		if err != nil {
 			return err
 		}
+		p.Parts += n
 		loose, err := m.store.Unlinked(keep)
 		if p.FreedBytes += loose; o.SizeBytes > 0 {
 			p.StoreBytes -= p.FreedBytes
@@ -547,11 +565,8 @@ func (m *Manager) pruneBlocked(ctx context.Context, o PruneOptions, p *Pruned) e
 	if err != nil {
 		return err
 	}
-	for _, f := range []func(PruneOptions) (int64, error){m.pruneCache, m.pruneTools, m.pruneLockFiles, m.pruneNotes} {
-		freed, err := f(o)
-		if p.FreedBytes += freed; err != nil {
-			return err
-		}
+	if err := m.pruneKept(o, p); err != nil {
+		return err
 	}
 	if _, err := m.store.PruneLocks(); err != nil {
 		return err
@@ -601,148 +616,4 @@ func (m *Manager) parts(o PruneOptions, remove bool) (keep func(digest string, e
 		}
 	}
 	return func(digest string, exec bool) bool { return wanted[object{digest, exec}] }, n, nil
-}
-
-// pruneLocks forgets resolved locks that no environment has: the next bake of
-// the same requirements resolves anew.
-func (m *Manager) pruneLocks(o PruneOptions, p *Pruned) error {
-	all, err := m.List()
-	if err != nil {
-		return err
-	}
-	used := map[string]bool{}
-	for _, e := range all {
-		used[e.Lock] = true
-	}
-	age := o.OlderThan
-	if age == 0 && !o.Named {
-		age = lockKeeps
-	}
-	dir := m.store.Path("envs", "locks")
-	ents, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("prune locks: %w", err)
-	}
-	for _, de := range ents {
-		path := filepath.Join(dir, de.Name())
-		info, err := de.Info()
-		if err != nil || !info.Mode().IsRegular() || time.Since(info.ModTime()) < age {
-			continue
-		}
-		b, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		kind := map[string]string{".txt": "requirements", ".json": "conda"}[filepath.Ext(path)]
-		if l := (&lock{kind: kind, text: b}); kind == "" || used["sha256:"+l.digest()] {
-			continue
-		}
-		if err := os.Remove(path); err != nil {
-			return fmt.Errorf("prune locks: %w", err)
-		}
-		p.Locks++
-		p.FreedBytes += blocks(info)
-	}
-	return nil
-}
-
-// pruneLockFiles removes the texts of locks that no environment has any more.
-func (m *Manager) pruneLockFiles(PruneOptions) (freed int64, err error) {
-	all, err := m.List()
-	if err != nil {
-		return 0, err
-	}
-	used := map[string]bool{}
-	for _, e := range all {
-		used[m.lockFile(e.Lock)] = true
-	}
-	for _, p := range m.glob("envs", "lockfiles", "*") {
-		info, err := os.Lstat(p)
-		if err != nil || used[p] {
-			continue
-		}
-		if err := os.Remove(p); err != nil {
-			return freed, fmt.Errorf("prune locks: %w", err)
-		}
-		freed += blocks(info)
-	}
-	return freed, nil
-}
-
-// pruneNotes forgets what was written down to be quicker and has not been read
-// for long: what targets and interpreters are, requirements of recipes.
-func (m *Manager) pruneNotes(o PruneOptions) (freed int64, err error) {
-	for _, p := range slices.Concat(m.glob("envs", "targets", "*"), m.glob("envs", "digests", "*"), m.glob("envs", "inline", "*")) {
-		if info, err := os.Lstat(p); err != nil || time.Since(info.ModTime()) < max(o.OlderThan, lockKeeps) {
-			continue
-		}
-		n, err := new(rootfs.Meter).Add(p)
-		if err == nil {
-			err = os.RemoveAll(p)
-		}
-		if err != nil {
-			return freed, fmt.Errorf("prune: %w", err)
-		}
-		freed += n
-	}
-	return freed, nil
-}
-
-// pruneCache empties what was downloaded and not used since.
-func (m *Manager) pruneCache(o PruneOptions) (freed int64, err error) {
-	top := m.store.Path("cache")
-	err = filepath.WalkDir(top, func(p string, de fs.DirEntry, err error) error {
-		if err != nil || de.IsDir() {
-			return err
-		}
-		info, err := de.Info()
-		if err != nil {
-			return nil //nolint:nilerr // gone
-		}
-		last := info.ModTime()
-		st, ok := info.Sys().(*unixStat)
-		if ok {
-			if at := time.Unix(st.Atim.Unix()); at.After(last) {
-				last = at
-			}
-		}
-		if o.SizeBytes == 0 && time.Since(last) < o.OlderThan {
-			return nil
-		}
-		if err := os.Remove(p); err != nil {
-			return err
-		}
-		if ok && st.Nlink == 1 {
-			freed += st.Blocks * 512
-		}
-		return nil
-	})
-	if err != nil {
-		return freed, fmt.Errorf("prune caches: %w", err)
-	}
-	return freed, nil
-}
-
-// pruneTools removes the versions of the resolver that are not the one in use.
-func (m *Manager) pruneTools(PruneOptions) (freed int64, err error) {
-	var t tool
-	b, err := os.ReadFile(m.store.Path("tools", "tool.json"))
-	if err != nil || json.Unmarshal(b, &t) != nil || t.Path == "" {
-		return 0, nil //nolint:nilerr // nothing is known to be current
-	}
-	current := []string{filepath.Dir(t.Path), m.store.Path("tools", "py-rattler-"+rattlerVersion), m.store.Path("tools", "conda-solver-"+rattlerVersion+".json")}
-	for _, d := range slices.Concat(m.glob("tools", "uv-*"), m.glob("tools", "py-rattler-*"), m.glob("tools", "conda-solver-*")) {
-		if slices.Contains(current, d) {
-			continue
-		}
-		n, err := new(rootfs.Meter).Add(d)
-		if err == nil {
-			err = os.RemoveAll(d)
-		}
-		if err != nil {
-			return freed, fmt.Errorf("prune tools: %w", err)
-		}
-		freed += n
-	}
-	return freed, nil
 }

@@ -123,6 +123,7 @@ func (m *Manager) exact(py python) python {
 	name := m.store.Path("envs", "digests", strconv.FormatUint(st.Dev, 16)+"-"+strconv.FormatUint(st.Ino, 16))
 	if b, err := os.ReadFile(name); err == nil {
 		if d, ok := strings.CutPrefix(string(b), sign+" "); ok {
+			touch(name)
 			py.stat = d
 			return py
 		}

@@ -466,6 +466,8 @@ func (b *recipeBake) packageRecipe(s *stage, out *built) (r Recipe, label string
 		label = fmt.Sprintf("%s:%d: requirements", b.file.path, s.at["requirements"])
 		if _, serr := os.Stat(r.File); serr != nil {
 			err = b.store.WriteFile(r.File, []byte(text))
+		} else {
+			touch(filepath.Dir(r.File))
 		}
 	}
 	return r, label, err
@@ -579,11 +581,8 @@ func (b *recipeBake) copyFromStage(from *built, c copyStep, where string) (*root
 	return place(part, top == 'f', c.from, c.to), nil
 }
 
-// pruneSteps forgets steps whose layer is gone, and what copies came to.
+// pruneSteps forgets steps whose layer is gone.
 func (m *Manager) pruneSteps() error {
-	if err := os.RemoveAll(m.store.Path("envs", "copies")); err != nil {
-		return fmt.Errorf("prune steps: %w", err)
-	}
 	dir := m.store.Path("envs", "steps")
 	ents, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

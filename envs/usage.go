@@ -16,13 +16,6 @@ import (
 
 type unixStat = syscall.Stat_t
 
-func blocks(info fs.FileInfo) int64 {
-	if st, ok := info.Sys().(*unixStat); ok {
-		return st.Blocks * 512
-	}
-	return 0
-}
-
 // UsageRow is what one kind of thing takes in the store.
 type UsageRow struct {
 	Kind  string `json:"kind"`
@@ -131,7 +124,7 @@ func (m *Manager) Usage() (*Usage, error) {
 		{"steps", 0, false, []string{m.store.Path("envs", "steps")}},
 		// Layers that no record has; there are some after a crash only.
 		{"orphans", len(orphans), true, orphans},
-		{"caches", len(m.glob("cache", "*")), true, m.glob("cache", "*")},
+		{"caches", filesBelow(m.store.Path("cache")), true, m.glob("cache", "*")},
 		{"parts", len(m.glob("envs", "parts", "*")), false, []string{m.store.Path("envs", "parts")}},
 	} {
 		err = errors.Join(err, add(r.kind, r.count, r.reclaimable, r.paths...))
@@ -142,23 +135,18 @@ func (m *Manager) Usage() (*Usage, error) {
 	err = errors.Join(err, add("parts", 0, false, m.store.Path("objects")))
 	u.Rows[len(u.Rows)-1].ReclaimableBytes += unlinked
 	u.ReclaimableBytes += unlinked
-	for _, r := range []struct {
-		kind        string
-		count       int
-		reclaimable bool
-		path        string
-	}{
-		{"locks", len(m.glob("envs", "locks", "*")), false, m.store.Path("envs", "locks")},
-		{"locks", len(m.glob("envs", "lockfiles", "*")), false, m.store.Path("envs", "lockfiles")},
-		{"tools", len(m.glob("tools", "*-*")), false, m.store.Path("tools")},
-		{"unfinished", len(tmp), false, m.store.Path("tmp")},
-	} {
-		err = errors.Join(err, add(r.kind, r.count, r.reclaimable, r.path))
-	}
+	// Of the rest, what a prune that changes nothing finds.
+	dry := PruneOptions{DryRun: true}
+	var locks Pruned
+	err = errors.Join(err, m.pruneLocks(dry, &locks))
+	lockFiles, lerr := m.pruneLockFiles(dry, &locks)
+	tools, terr := m.pruneTools(dry, &locks)
+	notes, nerr := m.pruneNotes(dry, &locks)
+	err = errors.Join(err, lerr, terr, nerr)
 	var other []string
 	for dir, known := range map[string][]string{
-		"":     {"bases", "envs", "layers", "objects", "tmp", "tools"},
-		"envs": {"lockfiles", "locks", "names", "parts", "pythons", "signatures", "steps"},
+		"":     {"bases", "cache", "envs", "layers", "locks", "objects", "tmp", "tools"},
+		"envs": append([]string{"lastlocks", "lockfiles", "locks", "names", "parts", "pythons", "signatures", "steps"}, noteDirs...),
 	} {
 		for _, p := range m.glob(dir, "*") {
 			if base := filepath.Base(p); !slices.Contains(known, base) && !strings.HasSuffix(base, ".json") {
@@ -166,11 +154,43 @@ func (m *Manager) Usage() (*Usage, error) {
 			}
 		}
 	}
-	err = errors.Join(err, add("other", len(other), false, other...))
+	var noted []string
+	for _, d := range noteDirs {
+		noted = append(noted, m.glob("envs", d, "*")...)
+	}
+	for _, r := range []struct {
+		kind             string
+		count            int
+		reclaimableBytes int64
+		paths            []string
+	}{
+		{"locks", len(m.glob("envs", "locks", "*")), locks.FreedBytes, m.glob("envs", "locks")},
+		{"locks", 0, 0, m.glob("envs", "lastlocks")},
+		{"locks", len(m.glob("envs", "lockfiles", "*")), lockFiles, m.glob("envs", "lockfiles")},
+		{"tools", len(m.glob("tools", "uv-*")) + len(m.glob("tools", "py-rattler-*")), tools, m.glob("tools")},
+		{"notes", len(noted), notes, noted},
+		{"unfinished", len(tmp), 0, m.glob("tmp")},
+		{"other", len(other), 0, append(other, m.glob("locks")...)},
+	} {
+		err = errors.Join(err, add(r.kind, r.count, false, r.paths...))
+		u.Rows[len(u.Rows)-1].ReclaimableBytes += r.reclaimableBytes
+		u.ReclaimableBytes += r.reclaimableBytes
+	}
 	if err != nil {
 		return nil, err
 	}
 	return u, nil
+}
+
+// filesBelow counts what is not a folder.
+func filesBelow(top string) (n int) {
+	_ = filepath.WalkDir(top, func(_ string, de fs.DirEntry, err error) error {
+		if err == nil && !de.IsDir() {
+			n++
+		}
+		return nil
+	})
+	return n
 }
 
 func (m *Manager) glob(parts ...string) []string {
