@@ -36,8 +36,12 @@ const systemDir = "var/lib/sbxrun/apt"
 
 const dpkgStatus = "var/lib/dpkg/status"
 
-// maxDebBytes bounds what one step downloads.
-const maxDebBytes = 4 << 30
+// What one step takes of apt, which is the base's own and may say anything.
+const (
+	maxDebBytes     = 4 << 30
+	maxDebs         = 10_000
+	maxControlBytes = 1 << 20
+)
 
 // apt puts a stage's system packages on top.
 func (b *recipeBake) apt(ctx context.Context, s *stage, out *built) error {
@@ -307,8 +311,8 @@ func (b *recipeBake) debs(dir string) (out []deb, err error) {
 		if err != nil || !st.Mode().IsRegular() {
 			return nil, fmt.Errorf("apt: %q is no regular file", e.Name())
 		}
-		if total += st.Size(); total > maxDebBytes {
-			return nil, fail("", "apt: more than %d bytes of packages", int64(maxDebBytes))
+		if total += st.Size(); total > maxDebBytes || len(out) >= maxDebs {
+			return nil, fail("", "apt: more than %d bytes or %d packages", int64(maxDebBytes), maxDebs)
 		}
 		d := deb{path: filepath.Join(dir, e.Name())}
 		if d.SHA256, err = rootfs.FileDigest(d.path); err != nil {
@@ -324,6 +328,9 @@ func (b *recipeBake) debTree(ctx context.Context, dir string, base rootfs.Base, 
 	var list []SystemPackage
 	for _, d := range debs {
 		control, err := readOutput(d.path + ".control")
+		if err == nil && (len(control) > maxControlBytes || len(status) > maxInputBytes) {
+			err = fmt.Errorf("%q: more is said of packages than is taken", filepath.Base(d.path))
+		}
 		if err != nil {
 			return nil, fmt.Errorf("apt: %w", err)
 		}
@@ -436,7 +443,9 @@ func (b *recipeBake) systemPackages(layers []string) (out []SystemPackage, err e
 		if err != nil {
 			return nil, fmt.Errorf("read system packages: %w", err)
 		}
-		out = append(out, some...)
+		if out = append(out, some...); len(out) > maxDebs {
+			return nil, fmt.Errorf("read system packages: more than %d", maxDebs)
+		}
 	}
 	return out, nil
 }

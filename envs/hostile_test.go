@@ -206,3 +206,22 @@ func TestNamesOfAnImportLeadNowhere(t *testing.T) {
 	_, err = m.Get("ok")
 	require.NoError(t, err)
 }
+
+// Patterns are compared with every file: neither they nor their file may be anything.
+func TestPatternsAreBounded(t *testing.T) {
+	for what, text := range map[string]string{
+		"a pattern": strings.Repeat("*a", maxPatternBytes), "a file": strings.Repeat("a\n", maxIgnoreBytes),
+	} {
+		_, err := parseIgnores("f", []byte(text))
+		require.ErrorContains(t, err, "more than", what)
+	}
+}
+
+// apt and dpkg are those of the base, which says what it likes of its packages.
+func TestWhatABaseSaysOfPackagesIsBounded(t *testing.T) {
+	b, dir := &recipeBake{Manager: &Manager{store: newStore(t)}}, t.TempDir()
+	d := deb{path: filepath.Join(dir, "a.deb")}
+	require.NoError(t, os.WriteFile(d.path+".control", []byte("Package: a\nVersion: 1\nArchitecture: all\nX: "+strings.Repeat("x", maxControlBytes)), 0o600))
+	_, err := b.debTree(context.Background(), dir, rootfs.Base{}, &built{}, nil, []deb{d})
+	require.ErrorContains(t, err, "more is said")
+}

@@ -13,6 +13,11 @@ type ignores struct {
 	back     bool // one takes back: what is in an ignored folder may be wanted
 }
 
+const (
+	maxIgnoreBytes  = 1 << 20
+	maxPatternBytes = 4096
+)
+
 type ignorePattern struct {
 	text string
 	back bool
@@ -20,6 +25,9 @@ type ignorePattern struct {
 
 func parseIgnores(path string, data []byte) (*ignores, error) {
 	ig := &ignores{}
+	if len(data) > maxIgnoreBytes { // each file of the project is compared with each pattern
+		return nil, fail("", "read %q: more than %d bytes", path, maxIgnoreBytes)
+	}
 	for i, line := range strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n") {
 		if strings.HasPrefix(line, "#") {
 			continue
@@ -34,7 +42,9 @@ func parseIgnores(path string, data []byte) (*ignores, error) {
 		if p.text == "" {
 			continue
 		}
-		p.text = cleanPattern(p.text)
+		if p.text = cleanPattern(p.text); len(p.text) > maxPatternBytes {
+			return nil, fail("", "%s:%d: a pattern of more than %d bytes", path, i+1, maxPatternBytes)
+		}
 		if p.text == "." || p.text == "" {
 			if !p.back {
 				continue // docker's: "." names the whole context and ignores nothing

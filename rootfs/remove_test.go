@@ -63,3 +63,33 @@ func TestATreeIsBounded(t *testing.T) {
 	_, err = s.AddUpper(context.Background(), open(), "/opt", &Manifest{}, nil)
 	require.ErrorContains(t, err, "more than 64 GiB")
 }
+
+// Who is done with a directory removes its lock while a collection may have it open.
+func TestGarbageIsCollectedBesideWhoIsDone(t *testing.T) {
+	s, err := OpenStore(t.TempDir())
+	require.NoError(t, err)
+	end := make(chan error, 1)
+	go func() {
+		for range 500 {
+			_, done, err := s.TempDir("short")
+			if err == nil {
+				err = done()
+			}
+			if err != nil {
+				end <- err
+				return
+			}
+		}
+		end <- nil
+	}()
+	for {
+		select {
+		case err := <-end:
+			require.NoError(t, err)
+			return
+		default:
+			_, err := s.GC(context.Background())
+			require.NoError(t, err)
+		}
+	}
+}

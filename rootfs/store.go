@@ -172,7 +172,10 @@ func (s *Store) GC(ctx context.Context) ([]string, error) {
 			f.Close()
 			continue
 		}
-		errs = append(errs, removeTree(s.Path("tmp", name)), os.Remove(s.Path("tmp", e.Name())))
+		errs = append(errs, removeTree(s.Path("tmp", name)))
+		if err := os.Remove(s.Path("tmp", e.Name())); !errors.Is(err, os.ErrNotExist) { // else its owner was done between our open and our lock
+			errs = append(errs, err)
+		}
 		f.Close()
 		did = append(did, "removed unfinished work "+name)
 	}

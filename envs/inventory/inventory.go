@@ -62,6 +62,7 @@ type Inventory struct {
 const (
 	maxPackages      = 100_000
 	maxDocumentBytes = 16 << 20 // of one JSON document of metadata
+	maxRounds        = 100      // of extras that ask for extras: each reads all requirements
 )
 
 // Read reads the installed metadata of an environment and what its lock adds.
@@ -355,7 +356,7 @@ func (v *Inventory) link(l lockedSet) {
 		}
 	}
 	// Extras ask for more extras: until nothing changes. Each round adds one at least.
-	for again := true; again; {
+	for again, rounds := true, 0; again && rounds < maxRounds; rounds++ {
 		again = false
 		for i := range v.Packages {
 			p := &v.Packages[i]
@@ -370,7 +371,7 @@ func (v *Inventory) link(l lockedSet) {
 						q.extras[x], again = true, true
 					}
 				}
-				if j != i && !slices.Contains(p.Depends, j) {
+				if j != i {
 					p.Depends = append(p.Depends, j)
 				}
 			}
@@ -384,6 +385,7 @@ func (v *Inventory) link(l lockedSet) {
 				need(n, nil)
 			}
 			slices.Sort(p.Depends)
+			p.Depends = slices.Compact(p.Depends)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path"
@@ -16,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/envs/recipes"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/test/need"
 )
@@ -605,4 +607,18 @@ func FuzzVersions(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A chain of extras that ask for one another, each found a round later, is read a
+// bounded number of times.
+func TestExtrasThatAskForExtrasEnd(t *testing.T) {
+	p := Package{System: PyPI, Name: "a", Version: "1"}
+	for i := 3000; i > 0; i-- {
+		q, err := recipes.ParseDependency(fmt.Sprintf("a[x%d] ; extra == 'x%d'", i, i-1))
+		require.NoError(t, err)
+		p.requires = append(p.requires, q)
+	}
+	v := &Inventory{Python: "3.11.2", Packages: []Package{p}}
+	v.link(lockedSet{extras: map[string][]string{"a": {"x0"}}})
+	require.Len(t, v.Packages[0].extras, maxRounds+1)
 }
