@@ -225,3 +225,37 @@ func TestWhatABaseSaysOfPackagesIsBounded(t *testing.T) {
 	_, err := b.debTree(context.Background(), dir, rootfs.Base{}, &built{}, nil, []deb{d})
 	require.ErrorContains(t, err, "more is said")
 }
+
+func TestALineThatIsRefusedTellsNoCredentials(t *testing.T) {
+	for _, line := range []string{"https://me:hunter2@h.test/x-1-py3-none-any.whl", "a b https://me:hunter2@h.test/", "-e git+https://me:hunter2@h.test/x", "git+ssh://me:hunter2@h.test/x"} {
+		_, err := readInput(file(t, "requirements.txt", line+"\n"))
+		if err != nil {
+			assert.NotContains(t, err.Error(), "hunter2", line)
+		}
+	}
+}
+
+// A recipe has its packages built, but not with what this host's indexes are opened by.
+func TestARecipeDoesNotGiveBuildsTheHostsCredentials(t *testing.T) {
+	file, err := parseRecipe("sbxrun.toml", []byte("[env]\nrequirements = [\"a\"]\nallow_build = true\n"))
+	require.NoError(t, err)
+	b := &recipeBake{Manager: &Manager{store: newStore(t)}, file: file}
+	for _, v := range []string{"UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"} {
+		t.Setenv(v, "")
+	}
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv("PIP_CONFIG_FILE", "")
+	if hostIndexesHaveCredentials() {
+		t.Skip("/etc/pip.conf has some")
+	}
+	r, _, err := b.packageRecipe(file.final, &built{})
+	require.NoError(t, err)
+	assert.True(t, r.AllowBuild)
+	t.Setenv("UV_INDEX", "https://me:hunter2@h.test/simple")
+	_, _, err = b.packageRecipe(file.final, &built{})
+	require.ErrorContains(t, err, "sbxrun.toml:3: allow_build")
+	assert.NotContains(t, err.Error(), "hunter2")
+	b.r.AllowBuild = true // the user's word
+	_, _, err = b.packageRecipe(file.final, &built{})
+	require.NoError(t, err)
+}

@@ -212,7 +212,7 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 	spec, hashes := cutHashes(line)
 	name, rest, ok := splitRequirement(strings.TrimSpace(spec))
 	if !ok {
-		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
+		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, shortWord(line))
 	}
 	r := requirement{name: normalise(name), file: path, line: at, constraint: constraint}
 	for _, h := range hashes {
@@ -222,7 +222,7 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 	r.marker = strings.Contains(rest, ";")
 	r.version = exactPin(rest)
 	if rest != "" && !strings.ContainsAny(rest[:1], "=<>!~;@(") {
-		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, line)
+		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, shortWord(line))
 	}
 	if strings.HasPrefix(rest, "@") {
 		in.urls = append(in.urls, urlsIn(rest)...)

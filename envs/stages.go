@@ -446,6 +446,10 @@ func (b *recipeBake) packageRecipe(s *stage, out *built) (r Recipe, label string
 	if r.ExcludeNewer == "" {
 		r.ExcludeNewer = s.newer
 	}
+	if s.allowBuild && !r.AllowBuild && hostIndexesHaveCredentials() {
+		return r, "", fail("--allow-build, if you trust them with those", "%s:%d: allow_build: what is built would see the credentials of this host's indexes, and a recipe does not decide that",
+			b.file.path, s.at["allow_build"])
+	}
 	r.AllowBuild = r.AllowBuild || s.allowBuild
 	if !r.selects() {
 		r.Extras, r.Groups = s.extras, s.groups

@@ -311,6 +311,17 @@ func (t *tool) index(r Recipe, in *input) indexConfig {
 	return c
 }
 
+// hostIndexesHaveCredentials says whether the resolver's configuration has some:
+// a job that reaches the indexes has them too, and so has what is built in it.
+func hostIndexesHaveCredentials() bool {
+	conf := pipConfig()
+	all := []string{conf["index-url"], conf["extra-index-url"]}
+	for _, k := range []string{"UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"} {
+		all = append(all, os.Getenv(k))
+	}
+	return hasUserinfo(strings.Join(all, "\n"))
+}
+
 // certificates shows the host's, wherever it keeps them, at one place inside.
 func certificates() (env []string, binds []JobBind) {
 	for _, p := range []string{os.Getenv("SSL_CERT_FILE"), os.Getenv("PIP_CERT"), "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"} {

@@ -232,10 +232,10 @@ func (o *shimOptions) keepLock(c *command, set *shimSettings, env *envs.Env, fil
 		return err
 	}
 	m := envs.Open(store, envs.Options{})
-	kind, text, err := m.LockText(env)
+	kind, text := m.PortableLock(env) // without credentials: others may read the folder
 	name := map[string]string{"requirements": "requirements.txt", "pylock": "pylock.toml"}[kind]
-	if err != nil || name == "" {
-		return nil //nolint:nilerr // then there is none to keep
+	if name == "" {
+		return nil
 	}
 	tmp, err := os.MkdirTemp("", "sbxrun-lock-")
 	if err != nil {

@@ -121,3 +121,22 @@ func TestVenvConfigIsOurs(t *testing.T) {
 	l.Config = "version = $(evil)\nhome = /usr/local/bin\n"
 	assert.Equal(t, "home = /usr/local/bin\nimplementation = CPython\ninclude-system-site-packages = false\nversion = 3.12\n", venvConfig(l))
 }
+
+func TestAShimsSettingsAreRootsToReadAndLieWhereItIs(t *testing.T) {
+	dir := t.TempDir()
+	w := openShimWriter(filepath.Join(dir, "shim"))
+	w.settings(&shimSettings{Flags: []string{"--env=TOKEN=hunter2"}}, shimFiles{"sbxrun.toml": []byte("x")})
+	require.NoError(t, w.err)
+	for _, name := range []string{shimSettingsFile, "sbxrun.toml"} {
+		st, err := os.Stat(filepath.Join(dir, "shim", name))
+		require.NoError(t, err)
+		assert.Equal(t, os.FileMode(0o600), st.Mode())
+	}
+	w.close()
+
+	elsewhere := t.TempDir()
+	require.NoError(t, os.Symlink(elsewhere, filepath.Join(dir, ".venv")))
+	_, err := oursAt(filepath.Join(dir, ".venv")) // what is there is empty, but not there
+	require.Error(t, err)
+	require.Error(t, (&shimSettings{Project: dir}).checkPlace(filepath.Join(dir, "it's"), true, nil))
+}
