@@ -373,9 +373,13 @@ func merge(parts []*rootfs.Manifest) (*rootfs.Manifest, error) {
 // puts something there would take it out of what others get.
 func ofSkeleton(p string) bool {
 	base := path.Base(p)
-	inBin := path.Dir(p) == "opt/env/bin"
-	return p == "opt/env/pyvenv.cfg" || strings.HasPrefix(base, "_virtualenv.") || inBin && (strings.HasPrefix(base, "activate") ||
-		strings.HasPrefix(base, "python") && strings.Trim(base[len("python"):], "0123456789.") == "")
+	switch {
+	case path.Dir(p) == "opt/env/bin":
+		return base == "activate" || strings.HasPrefix(base, "activate.") || strings.HasPrefix(base, "python") && strings.Trim(base[len("python"):], "0123456789.") == ""
+	case path.Base(path.Dir(p)) == "site-packages":
+		return strings.HasPrefix(base, "_virtualenv.")
+	}
+	return p == "opt/env/pyvenv.cfg"
 }
 
 // split gives to each requirement the files that its RECORD names, and the

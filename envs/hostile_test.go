@@ -168,6 +168,7 @@ func TestAWheelPutsNothingIntoWhatOthersGet(t *testing.T) {
 	}
 	good, evil := "good/api.py,,\ngood-1.dist-info/RECORD,,\n", "evil/__init__.py,,\nevil-1.dist-info/RECORD,,\n"
 	require.NoError(t, build(t, good, evil))
+	require.NoError(t, build(t, good, evil+"virtualenv/_virtualenv.py,,\n../../../bin/activate-completion,,\n", site+"/virtualenv/_virtualenv.py", "opt/env/bin/activate-completion"))
 	opt := site + "/good/__pycache__/api.cpython-311.opt-1.pyc"
 	for name, err := range map[string]error{
 		"bytecode":            build(t, good, evil+strings.TrimPrefix(opt, site+"/")+",,\n", opt),
