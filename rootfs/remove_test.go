@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -91,5 +92,26 @@ func TestGarbageIsCollectedBesideWhoIsDone(t *testing.T) {
 			_, err := s.GC(context.Background())
 			require.NoError(t, err)
 		}
+	}
+}
+
+func TestATreeIsBoundedInDepth(t *testing.T) {
+	s, err := OpenStore(t.TempDir())
+	require.NoError(t, err)
+	dir := t.TempDir()
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, strings.Repeat("d/", maxDepth+1)), 0o755))
+	for name, add := range map[string]func(*os.File) error{
+		"a tree": func(d *os.File) error { _, err := s.AddTree(context.Background(), d, nil); return err },
+		"an upper": func(d *os.File) error {
+			_, err := s.AddUpper(context.Background(), d, "/opt", &Manifest{}, nil)
+			return err
+		},
+	} {
+		d, err := os.Open(dir)
+		require.NoError(t, err)
+		err = add(d)
+		d.Close()
+		require.ErrorContains(t, err, "folders deep", name)
+		assert.Less(t, len(err.Error()), 300)
 	}
 }

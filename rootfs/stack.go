@@ -95,6 +95,9 @@ type upperWalk struct {
 
 // dir walks one directory. In an opaque one, nothing from below is seen.
 func (u *upperWalk) dir(ctx context.Context, dir *os.File, at string, opaque bool) error {
+	if err := checkDepth(at); err != nil {
+		return err
+	}
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("read %q: %w", at, err)

@@ -459,7 +459,20 @@ type addOptions struct {
 	adopt bool
 }
 
+// maxDepth bounds how deep folders lie, each of which is held open.
+const maxDepth = 512
+
+func checkDepth(path string) error {
+	if strings.Count(path, "/") >= maxDepth {
+		return fmt.Errorf("add %q…: more than %d folders deep", path[:80], maxDepth)
+	}
+	return nil
+}
+
 func (s *Store) addDir(ctx context.Context, dir *os.File, prefix string, o addOptions, m *Manifest) error {
+	if err := checkDepth(prefix); err != nil {
+		return err
+	}
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return fmt.Errorf("read %q: %w", prefix, err)
