@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/pep503"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -391,7 +392,7 @@ func (m *Manager) split(man *rootfs.Manifest, reqs []requirement) (parts []*root
 		byPath[e.Path] = e
 		if path.Base(e.Path) == "RECORD" && strings.HasSuffix(path.Dir(e.Path), ".dist-info") {
 			name, _, _ := strings.Cut(path.Base(path.Dir(e.Path)), "-")
-			records[normalise(name)] = e
+			records[pep503.Normalise(name)] = e
 		}
 	}
 	owner := map[string]int{}

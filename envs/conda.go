@@ -10,6 +10,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // The way of a conda environment:
@@ -290,8 +292,8 @@ func (m *Manager) resolvePipSection(ctx context.Context, r Recipe, l *condaLock,
 	constraints := ""
 	for _, p := range l.view.Packages {
 		if strings.HasPrefix(p.Build, "py") || strings.HasPrefix(p.Build, "np") { // a distribution of python's, most likely
-			have[normalise(p.Name)] = p.Version
-			constraints += normalise(p.Name) + "==" + p.Version + "\n"
+			have[pep503.Normalise(p.Name)] = p.Version
+			constraints += pep503.Normalise(p.Name) + "==" + p.Version + "\n"
 		}
 	}
 	section := &input{kind: KindRequirements}
@@ -333,7 +335,7 @@ func dropPinned(text []byte, have map[string]string, options []string) string {
 		s := string(line)
 		if s != "" && !isWhite(s[0]) {
 			name, rest, ok := splitRequirement(strings.TrimRight(strings.TrimSpace(s), "\\ "))
-			version := have[normalise(name)]
+			version := have[pep503.Normalise(name)]
 			drop = !ok || version != "" && version == exactPin(strings.TrimSpace(rest))
 		}
 		if !drop {

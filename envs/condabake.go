@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sbxrun/sbxrun/internal/pep503"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -143,7 +144,7 @@ func (e *Env) describe(man *rootfs.Manifest) {
 		}
 		if d, ok := strings.CutSuffix(path.Dir(f.Path), ".dist-info"); ok && path.Base(f.Path) == "METADATA" {
 			name, version, _ := strings.Cut(path.Base(d), "-")
-			e.Packages = append(e.Packages, Package{Name: normalise(name), Version: version})
+			e.Packages = append(e.Packages, Package{Name: pep503.Normalise(name), Version: version})
 		}
 	}
 }
@@ -152,7 +153,7 @@ func (e *Env) describe(man *rootfs.Manifest) {
 // Python's.
 func (e *Env) addPackage(name, version string) {
 	for _, p := range e.Packages {
-		if p.Name == normalise(name) && p.Version == version {
+		if p.Name == pep503.Normalise(name) && p.Version == version {
 			return
 		}
 	}

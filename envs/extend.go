@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sbxrun/sbxrun/internal/pep503"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -185,7 +186,7 @@ func uniteLocks(old, new []byte) []byte {
 			name := block
 			if !strings.HasPrefix(block, "-") {
 				n, _, _ := splitRequirement(block)
-				name = normalise(n)
+				name = pep503.Normalise(n)
 			}
 			if i, ok := at[name]; ok {
 				out[i] = block

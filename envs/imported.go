@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -70,7 +71,7 @@ type Imported struct {
 func (i *Imported) Check() error {
 	e := &i.Env
 	if e.Kind != "venv" && e.Kind != "conda" && e.Kind != KindFiles {
-		return fmt.Errorf("kind %q is not known", clip(e.Kind))
+		return fmt.Errorf("kind %q is not known", bounded.Text(e.Kind))
 	}
 	words := []string{e.Kind, e.Base, e.BaseDigest, e.Python, e.Tool, e.Lock, i.LockKind, e.Recipe.Python, e.Recipe.IndexURL, e.Recipe.ExcludeNewer}
 	words = slices.Concat(words, e.Notes, e.Paths, e.Recipe.Hooks)
@@ -82,39 +83,32 @@ func (i *Imported) Check() error {
 	}
 	for _, w := range words {
 		if strings.ContainsFunc(w, func(r rune) bool { return r < 0x20 && r != '\n' && r != '\t' || r >= 0x7f && r < 0xa0 }) {
-			return fmt.Errorf("control characters in %q", clip(w))
+			return fmt.Errorf("control characters in %q", bounded.Text(w))
 		}
 	}
 	for _, v := range slices.Concat(e.Vars, e.Recipe.Env) {
 		if k, _, ok := strings.Cut(v, "="); !ok || k == "" || strings.IndexByte(v, 0) >= 0 {
-			return fmt.Errorf("variable %q is not KEY=VALUE", clip(v))
+			return fmt.Errorf("variable %q is not KEY=VALUE", bounded.Text(v))
 		}
 	}
 	for _, p := range e.Paths {
 		if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsAny(p, ":\x00") {
-			return fmt.Errorf("path %q for programs is none", clip(p))
+			return fmt.Errorf("path %q for programs is none", bounded.Text(p))
 		}
 	}
 	if e.Python != "" && (!path.IsAbs(e.Python) || path.Clean(e.Python) != e.Python) {
-		return fmt.Errorf("interpreter %q is not a path", clip(e.Python))
+		return fmt.Errorf("interpreter %q is not a path", bounded.Text(e.Python))
 	}
 	if e.Files < 0 || e.SizeBytes < 0 {
 		return fmt.Errorf("%d files, %d bytes: out of range", e.Files, e.SizeBytes)
 	}
 	if checkName(e.Base) != nil {
-		return fmt.Errorf("base %q is not a name", clip(e.Base))
+		return fmt.Errorf("base %q is not a name", bounded.Text(e.Base))
 	}
 	if i.Lock != nil && LockDigest(i.LockKind, i.Lock) != e.Lock {
 		return errors.New("the lock is not the one of the record")
 	}
 	return nil
-}
-
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
 }
 
 // Import publishes an environment. Its key is of its record and never that of a

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sbxrun/sbxrun/internal/bounded"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // input is a recipe's file with all that it includes.
@@ -92,12 +94,9 @@ func readText(f *os.File, path string) ([]byte, error) {
 	if err != nil || !st.Mode().IsRegular() {
 		return nil, fail(kindsTaken, "read %q: not a regular file", path)
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxInputBytes+1))
+	b, err := bounded.Read(f, maxInputBytes)
 	if err != nil {
 		return nil, fmt.Errorf("read %q: %w", path, err)
-	}
-	if len(b) > maxInputBytes {
-		return nil, fail("", "read %q: more than %d bytes", path, maxInputBytes)
 	}
 	if bytes.IndexByte(b, 0) >= 0 {
 		return nil, fail("is it a text file?", "read %q: it holds NUL bytes", path)
@@ -214,7 +213,7 @@ func (in *input) line(line, path, top string, at int, constraint bool, seen map[
 	if !ok {
 		return fail("a line is: name==1.2.3", "%s: not a requirement: %q", where, shortWord(line))
 	}
-	r := requirement{name: normalise(name), file: path, line: at, constraint: constraint}
+	r := requirement{name: pep503.Normalise(name), file: path, line: at, constraint: constraint}
 	for _, h := range hashes {
 		r.hashes = append(r.hashes, strings.ToLower(h))
 	}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // lock is a hashed list of distributions.
@@ -374,7 +376,7 @@ func (m *Manager) resolvePip(ctx context.Context, r Recipe, j Job, py python, fi
 		if sum == "" {
 			return nil, fmt.Errorf("resolve %q: no hash for %s", r.File, p.Metadata.Name)
 		}
-		lines = append(lines, fmt.Sprintf("%s==%s --hash=sha256:%s\n", normalise(p.Metadata.Name), p.Metadata.Version, sum))
+		lines = append(lines, fmt.Sprintf("%s==%s --hash=sha256:%s\n", pep503.Normalise(p.Metadata.Name), p.Metadata.Version, sum))
 	}
 	sort.Strings(lines)
 	return []byte(strings.Join(lines, "")), nil

@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 func TestRequirementLines(t *testing.T) {
@@ -31,7 +33,7 @@ func FuzzPartOfALockReadsBackTheSame(f *testing.F) {
 			return
 		}
 		for _, r := range in.reqs {
-			if r.name == "" || r.name != normalise(r.name) {
+			if r.name == "" || r.name != pep503.Normalise(r.name) {
 				t.Fatalf("name %q", r.name)
 			}
 		}

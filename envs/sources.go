@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/sbxrun/sbxrun/internal/pep503"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -79,7 +80,7 @@ func (in *input) localSource(line, where string) (ok bool, err error) {
 	if !filepath.IsLocal(p) {
 		return true, fail("nothing outside of the folder of the first file is read: move it below, and write it as ./NAME", "%s: %q is not below that folder", where, shortWord(s))
 	}
-	in.sources = append(in.sources, Source{Name: normalise(name), Path: p, Editable: editable})
+	in.sources = append(in.sources, Source{Name: pep503.Normalise(name), Path: p, Editable: editable})
 	return true, nil
 }
 
@@ -246,7 +247,7 @@ func takeSources(text []byte) ([]byte, error) {
 		}
 		if name, v, ok := strings.Cut(at, " @ "); ok {
 			if strings.HasPrefix(v, "git+") || strings.HasPrefix(v, "file:") {
-				s.Name, at = normalise(name), v
+				s.Name, at = pep503.Normalise(name), v
 			}
 		}
 		at, _, _ = strings.Cut(at, " ;")

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sbxrun/sbxrun/internal/pep503"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -192,7 +193,7 @@ func distributions(man *rootfs.Manifest) (out []Package) {
 	for _, f := range man.Entries {
 		if d, ok := strings.CutSuffix(path.Dir(f.Path), ".dist-info"); ok && path.Base(f.Path) == "METADATA" {
 			name, version, _ := strings.Cut(path.Base(d), "-")
-			out = append(out, Package{Name: normalise(name), Version: version})
+			out = append(out, Package{Name: pep503.Normalise(name), Version: version})
 		}
 	}
 	return out

@@ -116,22 +116,6 @@ func hasVariable(s string) bool {
 	}
 }
 
-// normalise gives a distribution's canonical name (PEP 503).
-func normalise(name string) string {
-	separator := func(c byte) bool { return c == '-' || c == '_' || c == '.' }
-	var b strings.Builder
-	for name != "" {
-		if n := run(name, separator); n > 0 {
-			b.WriteByte('-')
-			name = name[n:]
-		}
-		n := run(name, func(c byte) bool { return !separator(c) })
-		b.WriteString(name[:n])
-		name = name[n:]
-	}
-	return strings.ToLower(b.String())
-}
-
 // urlsIn: https?://[^\s"'#;]+
 func urlsIn(s string) (urls []string) {
 	for {

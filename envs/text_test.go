@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 var (
@@ -54,7 +56,7 @@ func sameAsExpressions(t *testing.T, s string) {
 		require.Equal(t, versionExpr.MatchString(s), noVersion(s), "%q", s)
 	}
 	require.Equal(t, varExpr.MatchString(s), hasVariable(s), "%q", s)
-	require.Equal(t, strings.ToLower(sepExpr.ReplaceAllString(s, "-")), normalise(s), "%q", s)
+	require.Equal(t, strings.ToLower(sepExpr.ReplaceAllString(s, "-")), pep503.Normalise(s), "%q", s)
 	require.Equal(t, urlExpr.FindAllString(s, -1), urlsIn(s), "%q", s)
 	require.Equal(t, string(userExpr.ReplaceAll([]byte(s), []byte("$1"))), string(withoutUserinfo([]byte(s))), "%q", s)
 	require.Equal(t, ansiExpr.ReplaceAllString(s, ""), withoutColours(s), "%q", s)

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // anew says that a lock that was kept is not to be taken.
@@ -50,7 +52,7 @@ func (m *Manager) last(r Recipe, in *input) []byte {
 // upgradable checks that what is to be upgraded is in the lock.
 func upgradable(r Recipe, have []string) error {
 	for _, u := range r.Upgrade {
-		if !slices.ContainsFunc(have, func(h string) bool { return normalise(h) == normalise(u) }) {
+		if !slices.ContainsFunc(have, func(h string) bool { return pep503.Normalise(h) == pep503.Normalise(u) }) {
 			return fail("is the name right?", "lock %q: %s is not in it", r.File, u)
 		}
 	}
@@ -72,7 +74,7 @@ func (m *Manager) pins(r Recipe, in *input) (pins []condaPackage, requirements s
 		return nil, ""
 	}
 	for _, p := range l.view.Packages {
-		if !slices.ContainsFunc(r.Upgrade, func(u string) bool { return normalise(u) == normalise(p.Name) }) {
+		if !slices.ContainsFunc(r.Upgrade, func(u string) bool { return pep503.Normalise(u) == pep503.Normalise(p.Name) }) {
 			pins = append(pins, p)
 		}
 	}

@@ -3,13 +3,13 @@ package runtime
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/rootfs"
 	"github.com/sbxrun/sbxrun/runtime/systemd"
 )
@@ -204,12 +204,9 @@ func writeSecret(dir int, s Secret, uid, gid int) error {
 	if st, err := in.Stat(); err != nil || !st.Mode().IsRegular() {
 		return errors.Join(fmt.Errorf("%q is not a regular file", s.Source), err)
 	}
-	b, err := io.ReadAll(io.LimitReader(in, maxSecretBytes+1))
+	b, err := bounded.Read(in, maxSecretBytes)
 	if err != nil {
-		return err
-	}
-	if len(b) > maxSecretBytes {
-		return fmt.Errorf("%q: more than %d bytes", s.Source, maxSecretBytes)
+		return fmt.Errorf("%q: %w", s.Source, err)
 	}
 	fd, err := unix.Openat(dir, s.Name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o400)
 	if err != nil {

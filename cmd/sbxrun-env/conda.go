@@ -17,6 +17,7 @@ import (
 	"github.com/sbxrun/sbxrun/envs/conda"
 	"github.com/sbxrun/sbxrun/envs/conda/fetch"
 	"github.com/sbxrun/sbxrun/envs/conda/source"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
@@ -41,14 +42,11 @@ type condaFiles struct {
 const maxConfigBytes = 1 << 20
 
 func readBounded(path string, limit int64) ([]byte, error) {
-	st, err := os.Stat(path)
+	b, err := bounded.File(path, limit)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", filepath.Base(path), err)
 	}
-	if st.Size() > limit {
-		return nil, fmt.Errorf("%s: over %d bytes", filepath.Base(path), limit)
-	}
-	return os.ReadFile(path)
+	return b, nil
 }
 
 func (f *condaFiles) config() (*source.Config, error) {

@@ -3,15 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/envs/share"
 	"github.com/sbxrun/sbxrun/envs/trust"
-	"github.com/sbxrun/sbxrun/internal/ask"
 	"github.com/sbxrun/sbxrun/internal/ask/answer"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
@@ -25,22 +24,7 @@ func init() {
 
 // answered is a verb on the store that has one answer.
 func answered[Q, R any](do func(ctx context.Context, q Q) (R, error)) answer.Verb {
-	return func(ctx context.Context, read func(any) error, say func(ask.Reply)) error {
-		var q Q
-		if err := read(&q); err != nil {
-			return err
-		}
-		r, err := do(ctx, q)
-		if err != nil {
-			return err
-		}
-		b, err := json.Marshal(r)
-		if err != nil {
-			return fmt.Errorf("encode answer: %w", err)
-		}
-		say(ask.Reply{Result: b})
-		return nil
-	}
+	return telling(func(ctx context.Context, q Q, _ share.Progress) (R, error) { return do(ctx, q) })
 }
 
 // about names an environment of a store.

@@ -9,6 +9,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 type condaLockFile struct {
@@ -155,9 +156,9 @@ func (e *condaLockPackage) conda() (Package, error) {
 
 func (e *condaLockPackage) pip() PipPackage {
 	name, extras, _ := strings.Cut(string(e.Name), "[")
-	p := PipPackage{Name: pipName(strings.TrimSpace(name)), Version: string(e.Version), URL: withoutCredentials(string(e.URL)), SHA256: string(e.Hash.SHA256)}
+	p := PipPackage{Name: pep503.Normalise(strings.TrimSpace(name)), Version: string(e.Version), URL: withoutCredentials(string(e.URL)), SHA256: string(e.Hash.SHA256)}
 	for x := range strings.SplitSeq(strings.TrimSuffix(extras, "]"), ",") {
-		if x = pipName(strings.TrimSpace(x)); x != "" {
+		if x = pep503.Normalise(strings.TrimSpace(x)); x != "" {
 			p.Extras = append(p.Extras, x)
 		}
 	}

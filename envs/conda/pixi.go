@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 type pixiFile struct {
@@ -111,7 +112,7 @@ func parsePixi(data []byte, o ParseOptions) (*Lock, error) {
 			if !strings.Contains(u, "://") {
 				return nil, hinted.New(fmt.Errorf("read lock: pip package %s: is a local path", shown(string(e.Name))), "install the project itself in a run step, or publish a wheel")
 			}
-			l.Pip = append(l.Pip, PipPackage{Name: pipName(string(e.Name)), Version: string(e.Version), URL: withoutCredentials(u), SHA256: string(e.SHA256)})
+			l.Pip = append(l.Pip, PipPackage{Name: pep503.Normalise(string(e.Name)), Version: string(e.Version), URL: withoutCredentials(u), SHA256: string(e.SHA256)})
 		default:
 			return nil, errors.New("read lock: an entry is neither conda nor pypi")
 		}

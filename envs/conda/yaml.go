@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -56,11 +55,4 @@ func texts(in []text) []string {
 		out = append(out, string(t))
 	}
 	return out
-}
-
-var pipSeparators = regexp.MustCompile(`[-_.]+`)
-
-// pipName is PEP 503's normalised form.
-func pipName(s string) string {
-	return strings.ToLower(pipSeparators.ReplaceAllString(s, "-"))
 }

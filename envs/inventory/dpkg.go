@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -82,9 +83,9 @@ func readBeneath(root, name string, max int64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b, err := io.ReadAll(io.LimitReader(f, max+1))
-	if err == nil && int64(len(b)) > max {
-		err = fmt.Errorf("%q is too large", name)
+	b, err := bounded.Read(f, max)
+	if err != nil {
+		err = fmt.Errorf("%q: %w", name, err)
 	}
 	return string(b), err
 }

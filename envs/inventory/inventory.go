@@ -13,6 +13,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/envs/recipes"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // The systems that packages are of, as package URLs call them.
@@ -184,7 +185,7 @@ func readDistribution(t *Tree, p string) (Package, error) {
 	hs := parseMetadata(string(b))
 	dir := path.Dir(p)
 	pkg := Package{
-		System: PyPI, Name: recipes.Normalise(clean(get(hs, "name"), 200)), Version: clean(get(hs, "version"), 200), Licence: licenceOf(hs),
+		System: PyPI, Name: pep503.Normalise(clean(get(hs, "name"), 200)), Version: clean(get(hs, "version"), 200), Licence: licenceOf(hs),
 		Summary: clean(get(hs, "summary"), 500),
 	}
 	if pkg.Name == "" || pkg.Version == "" {

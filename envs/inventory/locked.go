@@ -9,6 +9,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/sbxrun/sbxrun/envs/recipes"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // lockedSet is what a lock says of distributions, by name.
@@ -86,7 +87,7 @@ func (l lockedSet) readPylock(text []byte) error {
 				files = append(files, *f)
 			}
 		}
-		name := recipes.Normalise(p.Name)
+		name := pep503.Normalise(p.Name)
 		for _, f := range files {
 			sum := f.Hashes["sha256"]
 			if !isHex(sum, 64) {

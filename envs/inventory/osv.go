@@ -16,8 +16,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sbxrun/sbxrun/envs/recipes"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // Bounds of a database of vulnerabilities.
@@ -101,7 +102,7 @@ func (v *Inventory) subjects() map[string][]subject {
 
 func subjectKey(ecosystem, name string) string {
 	if ecosystem == "PyPI" {
-		name = recipes.Normalise(name)
+		name = pep503.Normalise(name)
 	}
 	return ecosystem + "\x00" + name
 }
@@ -298,12 +299,9 @@ func (d *database) read(ctx context.Context, name string, r io.Reader) error {
 	if name == "" {
 		max = 1 << 30 // one file for all
 	}
-	b, err := io.ReadAll(io.LimitReader(r, max+1))
-	switch {
-	case err != nil:
+	b, err := bounded.Read(r, max)
+	if err != nil {
 		return fmt.Errorf("%s%w", name, err)
-	case int64(len(b)) > max:
-		return fmt.Errorf("%stoo large for a record", name)
 	}
 	if d.bytes += int64(len(b)); d.bytes > maxDatabaseBytes {
 		return errors.New("too large when unpacked")

@@ -13,8 +13,8 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/sbxrun/sbxrun/envs/recipes"
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // ScanOptions say what counts.
@@ -260,7 +260,7 @@ func readIgnores(path string) (*ignoreList, error) {
 // past counts, and says so.
 func (l *ignoreList) match(f *Finding, now time.Time) bool {
 	for i, e := range l.entries {
-		if e.ID != f.ID && !slices.Contains(f.Aliases, e.ID) || e.Package != "" && recipes.Normalise(e.Package) != recipes.Normalise(f.Package) {
+		if e.ID != f.ID && !slices.Contains(f.Aliases, e.ID) || e.Package != "" && pep503.Normalise(e.Package) != pep503.Normalise(f.Package) {
 			continue
 		}
 		l.used[i] = true

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"path/filepath"
@@ -15,7 +14,9 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/envs/pep440"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // maxFileBytes bounds a file that is read: locks of 10,000 packages are smaller.
@@ -54,15 +55,7 @@ func Step(_ context.Context, read func(any) error) (any, error) {
 }
 
 func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, fmt.Errorf("convert: %w", err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFileBytes+1))
-	if err == nil && len(b) > maxFileBytes {
-		err = fmt.Errorf("more than %d bytes", maxFileBytes)
-	}
+	b, err := bounded.File(name, maxFileBytes)
 	if err != nil {
 		return nil, fmt.Errorf("convert: read %q: %w", filepath.Base(name), err)
 	}
@@ -134,10 +127,10 @@ func newConverter(q envs.Conversion) (*converter, error) {
 		env: &Environment{Vars: q.Target.Vars, Extras: map[string]bool{}, Groups: map[string]bool{}},
 	}
 	for _, e := range q.Extras {
-		c.env.Extras[normalise(e)] = true
+		c.env.Extras[pep503.Normalise(e)] = true
 	}
 	for _, g := range append(slices.Clone(q.Groups), q.OnlyGroups...) {
-		c.env.Groups[normalise(g)] = true
+		c.env.Groups[pep503.Normalise(g)] = true
 	}
 	return c, nil
 }
@@ -190,7 +183,7 @@ func (c *converter) pythonIn(requires string) (bool, error) {
 func (c *converter) want(extras, groups []string) error {
 	check := func(kind, flag string, wanted map[string]bool, there []string) error {
 		for i := range there {
-			there[i] = normalise(there[i])
+			there[i] = pep503.Normalise(there[i])
 		}
 		for _, w := range sortedKeys(wanted) {
 			if !slices.Contains(there, w) {
@@ -212,7 +205,7 @@ func (c *converter) want(extras, groups []string) error {
 	}
 	if c.q.AllExtras {
 		for _, e := range extras {
-			c.env.Extras[normalise(e)] = true
+			c.env.Extras[pep503.Normalise(e)] = true
 		}
 	}
 	clear(c.seen)
@@ -267,7 +260,7 @@ func (c *converter) addURL(name, ver string, f file) error {
 }
 
 func (c *converter) put(name string, p pin) error {
-	name = normalise(name)
+	name = pep503.Normalise(name)
 	slices.Sort(p.hashes)
 	p.hashes = slices.Compact(p.hashes)
 	if old, twice := c.pins[name]; twice && (old.version != p.version || old.url != p.url || !slices.Equal(old.hashes, p.hashes)) {
@@ -420,7 +413,7 @@ func (c *converter) addSource(s envs.Source) error {
 	} else if strings.HasSuffix(s.Path, ".whl") {
 		return tip("lock again", "package %s: the lock holds no hash of %q", s.Name, shorten(s.Path))
 	}
-	s.Name = normalise(s.Name)
+	s.Name = pep503.Normalise(s.Name)
 	if !slices.Contains(c.sources, s) {
 		c.sources = append(c.sources, s)
 	}

@@ -15,6 +15,3 @@ func ParseDependency(text string) (Dependency, error) {
 
 // Applies says whether it counts in an environment.
 func (d Dependency) Applies(e *Environment) bool { return d.r.applies(e) }
-
-// Normalise gives a distribution's or extra's canonical name (PEP 503).
-func Normalise(name string) string { return normalise(name) }

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs/pep440"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // Environment is what markers are evaluated in.
@@ -190,7 +191,7 @@ func (p *markerParser) comparison() (marker, error) {
 		if l.variable != "" || op != "in" && op != "not in" {
 			return nil, p.fail(`"NAME" in ` + v)
 		}
-		name := normalise(l.text)
+		name := pep503.Normalise(l.text)
 		return func(e *Environment) bool {
 			set := e.Extras
 			if v == "dependency_groups" {
@@ -199,7 +200,7 @@ func (p *markerParser) comparison() (marker, error) {
 			return set[name] == (op == "in")
 		}, nil
 	case "extra":
-		name := normalise(l.text + r.text)
+		name := pep503.Normalise(l.text + r.text)
 		switch op {
 		case "==", "===":
 			return func(e *Environment) bool { return e.Extras[name] }, nil

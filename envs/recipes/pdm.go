@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 type pdmLock struct {
@@ -53,7 +54,7 @@ func (c *converter) pdm(in Input) error {
 		return tip("pdm lock without it", "it was locked with the strategy no_hashes")
 	}
 	for i := range l.Package {
-		l.Package[i].Name = normalise(l.Package[i].Name)
+		l.Package[i].Name = pep503.Normalise(l.Package[i].Name)
 	}
 	p, err := readProject(in.Project)
 	if err != nil {
@@ -92,7 +93,7 @@ func (c *converter) pdm(in Input) error {
 	for i := range l.Package {
 		k := &l.Package[i]
 		wanted := slices.ContainsFunc(k.Groups, func(g string) bool {
-			return g == pdmMain && c.main() || c.env.Groups[normalise(g)] || c.main() && c.env.Extras[normalise(g)]
+			return g == pdmMain && c.main() || c.env.Groups[pep503.Normalise(g)] || c.main() && c.env.Extras[pep503.Normalise(g)]
 		})
 		ok, err := c.holds(k.Marker)
 		if err != nil {
@@ -182,7 +183,7 @@ func (c *converter) pdmGraph(l *pdmLock, p *project) error {
 	for id, list := range entries {
 		w.of[id] = func(extra string) (out []edge, err error) {
 			for _, k := range list {
-				if extra == "" && len(k.Extras) > 0 || extra != "" && !slices.ContainsFunc(k.Extras, func(x string) bool { return normalise(x) == extra }) {
+				if extra == "" && len(k.Extras) > 0 || extra != "" && !slices.ContainsFunc(k.Extras, func(x string) bool { return pep503.Normalise(x) == extra }) {
 					continue
 				}
 				for _, d := range k.Dependencies {
@@ -214,14 +215,14 @@ func (c *converter) pdmGraph(l *pdmLock, p *project) error {
 	if c.main() {
 		err = start(p.Project.Dependencies)
 		for e, deps := range p.Project.Optional {
-			if err == nil && c.env.Extras[normalise(e)] {
+			if err == nil && c.env.Extras[pep503.Normalise(e)] {
 				err = start(deps)
 			}
 		}
 	}
 	for _, groups := range []map[string]any{p.Groups, p.Tool.PDM.Dev} {
 		for g := range groups {
-			if err == nil && c.env.Groups[normalise(g)] {
+			if err == nil && c.env.Groups[pep503.Normalise(g)] {
 				var deps []string
 				if deps, err = groupOf(groups, g, 0); err == nil {
 					err = start(deps)
@@ -250,7 +251,7 @@ func groupOf(groups map[string]any, name string, depth int) (out []string, err e
 		return nil, fmt.Errorf("dependency group %q: includes itself, or is nested too deeply", name)
 	}
 	for g, v := range groups {
-		if normalise(g) != normalise(name) {
+		if pep503.Normalise(g) != pep503.Normalise(name) {
 			continue
 		}
 		list, _ := v.([]any)

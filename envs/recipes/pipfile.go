@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 type pipfileMeta struct {
@@ -66,7 +67,7 @@ func (c *converter) pipfile(in Input) error {
 		return err
 	}
 	for _, name := range sortedKeys(raw) {
-		wanted := c.env.Groups[normalise(name)] || name == "default" && c.main() || name == "develop" && c.env.Groups["dev"]
+		wanted := c.env.Groups[pep503.Normalise(name)] || name == "default" && c.main() || name == "develop" && c.env.Groups["dev"]
 		if name == "_meta" || !wanted {
 			continue
 		}
@@ -84,7 +85,7 @@ func (c *converter) pipfile(in Input) error {
 }
 
 func (c *converter) addPipfile(name string, k pipfilePackage, meta *pipfileMeta) error {
-	if _, twice := c.pins[normalise(name)]; twice {
+	if _, twice := c.pins[pep503.Normalise(name)]; twice {
 		return nil // a category's is the default's where both have it
 	}
 	ok, err := c.holds(k.Markers)

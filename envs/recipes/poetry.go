@@ -8,6 +8,7 @@ import (
 
 	"github.com/sbxrun/sbxrun/envs"
 	"github.com/sbxrun/sbxrun/envs/pep440"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 type poetryLock struct {
@@ -62,10 +63,10 @@ func (c *converter) poetry(in Input) error {
 	}
 	for i := range l.Package {
 		p := &l.Package[i]
-		p.Name = normalise(p.Name)
+		p.Name = pep503.Normalise(p.Name)
 		if p.Files == nil {
 			for name, f := range l.Metadata.Files {
-				if normalise(name) == p.Name {
+				if pep503.Normalise(name) == p.Name {
 					p.Files = ofVersion(f, p.Name, p.Version)
 				}
 			}
@@ -90,7 +91,7 @@ func ofVersion(files []poetryFile, name, ver string) (out []poetryFile) {
 			if len(parts) > 1 && parts[1] == ver {
 				out = append(out, f)
 			}
-		} else if n := normalise(f.File); strings.HasPrefix(n, normalise(name+"-"+ver+".")) {
+		} else if n := pep503.Normalise(f.File); strings.HasPrefix(n, pep503.Normalise(name+"-"+ver+".")) {
 			out = append(out, f)
 		}
 	}
@@ -117,14 +118,14 @@ func (c *converter) poetryGroups(l *poetryLock, project []byte) error {
 		k := &l.Package[i]
 		wanted := false
 		for _, g := range k.Groups {
-			g = normalise(g)
+			g = pep503.Normalise(g)
 			if g == poetryMain && !c.main() || g != poetryMain && !c.env.Groups[g] {
 				continue
 			}
 			text, _ := k.Markers.(string)
 			if each, ok := k.Markers.(map[string]any); ok {
 				for name, m := range each {
-					if normalise(name) == g {
+					if pep503.Normalise(name) == g {
 						text, _ = m.(string)
 					}
 				}
@@ -190,7 +191,7 @@ type edge struct {
 // a list of tables of which the markers tell one. extra is the one of the
 // dependent that is looked at, "" for none.
 func (c *converter) poetryEdges(name string, v any, extra string) (out []edge, err error) {
-	e := edge{name: normalise(name), ok: true}
+	e := edge{name: pep503.Normalise(name), ok: true}
 	switch v := v.(type) {
 	case string:
 		e.takes, err = parseConstraint(v)
@@ -246,7 +247,7 @@ func (c *converter) poetryGraph(l *poetryLock, project []byte) error {
 	poetry := p.Tool.Poetry
 	groups := map[string]map[string]any{}
 	for g, t := range poetry.Group {
-		groups[normalise(g)] = t.Dependencies
+		groups[pep503.Normalise(g)] = t.Dependencies
 	}
 	if poetry.Dev != nil {
 		groups["dev"] = poetry.Dev
@@ -262,7 +263,7 @@ func (c *converter) poetryGraph(l *poetryLock, project []byte) error {
 	for e, names := range l.Extras {
 		for _, n := range names {
 			n, _, _ = strings.Cut(n, " ")
-			asked[normalise(n)] = asked[normalise(n)] || c.env.Extras[normalise(e)]
+			asked[pep503.Normalise(n)] = asked[pep503.Normalise(n)] || c.env.Extras[pep503.Normalise(e)]
 		}
 	}
 	w := walk{of: map[string]func(string) ([]edge, error){}, find: func(e edge) (string, error) {
@@ -289,7 +290,7 @@ func (c *converter) poetryGraph(l *poetryLock, project []byte) error {
 				for name, list := range k.Extras {
 					for _, r := range list {
 						q, err := parseRequirement(r)
-						if err == nil && normalise(name) == extra {
+						if err == nil && pep503.Normalise(name) == extra {
 							with[q.name] = true
 						}
 					}
@@ -311,7 +312,7 @@ func (c *converter) poetryGraph(l *poetryLock, project []byte) error {
 	}
 	start := func(deps map[string]any) error {
 		for _, name := range sortedKeys(deps) {
-			if normalise(name) == "python" {
+			if pep503.Normalise(name) == "python" {
 				continue
 			}
 			edges, err := c.poetryEdges(name, deps[name], "")
@@ -373,7 +374,7 @@ func (w *walk) run() (taken map[string]bool, err error) {
 		}
 		taken[id] = true
 		for _, extra := range append([]string{""}, e.extras...) {
-			extra = normalise(extra)
+			extra = pep503.Normalise(extra)
 			if done[id+" "+extra] {
 				continue
 			}

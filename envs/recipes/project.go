@@ -2,6 +2,8 @@ package recipes
 
 import (
 	"fmt"
+
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // project is a pyproject.toml, as far as locks leave questions open.
@@ -59,13 +61,13 @@ func (c *converter) fresh(b []byte, has func(name string) bool, lock string) err
 		if err != nil {
 			return fmt.Errorf("pyproject.toml: %w", err)
 		}
-		if r.applies(c.env) && r.name != normalise(p.Project.Name) && !has(r.name) {
+		if r.applies(c.env) && r.name != pep503.Normalise(p.Project.Name) && !has(r.name) {
 			return stale(r.name)
 		}
 	}
 	for name, v := range p.Tool.Poetry.Dependencies {
 		t, table := v.(map[string]any)
-		if n := normalise(name); n != "python" && !(table && (t["optional"] != nil || t["markers"] != nil || t["python"] != nil)) && !has(n) {
+		if n := pep503.Normalise(name); n != "python" && !(table && (t["optional"] != nil || t["markers"] != nil || t["python"] != nil)) && !has(n) {
 			return stale(n)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // pylock.toml (PEP 751).
@@ -82,7 +83,7 @@ func (c *converter) pylock(in Input) error {
 
 	if c.main() {
 		for _, g := range l.DefaultGroups {
-			c.env.Groups[normalise(g)] = true
+			c.env.Groups[pep503.Normalise(g)] = true
 		}
 	}
 	for i := range l.Packages {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs/pep440"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // requirement is a dependency as PEP 508 writes it.
@@ -15,28 +16,6 @@ type requirement struct {
 	specs  pep440.Specifiers
 	url    string
 	marker marker // nil is none
-}
-
-// normalise gives a distribution's, extra's or group's canonical name (PEP 503).
-func normalise(name string) string {
-	var b strings.Builder
-	dash := false
-	for i := range len(name) {
-		c := name[i]
-		if c == '-' || c == '_' || c == '.' {
-			if !dash {
-				b.WriteByte('-')
-			}
-			dash = true
-			continue
-		}
-		dash = false
-		if c >= 'A' && c <= 'Z' {
-			c += 'a' - 'A'
-		}
-		b.WriteByte(c)
-	}
-	return b.String()
 }
 
 // validName: what may stand in a line of a requirements.txt.
@@ -54,7 +33,7 @@ func parseRequirement(text string) (r requirement, err error) {
 	if !validName(s[:n]) {
 		return bad("no name")
 	}
-	r.name, s = normalise(s[:n]), strings.TrimSpace(s[n:])
+	r.name, s = pep503.Normalise(s[:n]), strings.TrimSpace(s[n:])
 	if strings.HasPrefix(s, "[") {
 		in, rest, ok := strings.Cut(s[1:], "]")
 		if !ok {
@@ -67,7 +46,7 @@ func parseRequirement(text string) (r requirement, err error) {
 			if !validName(e) {
 				return bad("an extra is no name")
 			}
-			r.extras = append(r.extras, normalise(e))
+			r.extras = append(r.extras, pep503.Normalise(e))
 		}
 		s = strings.TrimSpace(rest)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/pep503"
 )
 
 // What uv.lock holds, as far as an environment is made from it.
@@ -72,7 +73,7 @@ func (c *converter) uv(in Input) error {
 	var roots []*uvPackage
 	for i := range l.Package {
 		p := &l.Package[i]
-		p.Name = normalise(p.Name)
+		p.Name = pep503.Normalise(p.Name)
 		w.byName[p.Name] = append(w.byName[p.Name], p)
 		if p.Source.own() {
 			roots = append(roots, p)
@@ -80,7 +81,7 @@ func (c *converter) uv(in Input) error {
 	}
 	if len(roots) == 0 { // a workspace without a project of its own
 		for _, m := range l.Manifest.Members {
-			roots = append(roots, w.byName[normalise(m)]...)
+			roots = append(roots, w.byName[pep503.Normalise(m)]...)
 		}
 	}
 	script := len(l.Manifest.Requirements) > 0
@@ -104,7 +105,7 @@ func (c *converter) uv(in Input) error {
 	if err := c.fresh(in.Project, func(name string) bool {
 		for _, r := range roots {
 			for _, q := range r.Metadata.RequiresDist {
-				if normalise(q.Name) == name {
+				if pep503.Normalise(q.Name) == name {
 					return true
 				}
 			}
@@ -173,13 +174,13 @@ func (w *uvWalk) root(r *uvPackage) error {
 	if w.c.main() {
 		w.push(uvNode{r, ""})
 		for e := range r.Optional {
-			if w.c.env.Extras[normalise(e)] {
+			if w.c.env.Extras[pep503.Normalise(e)] {
 				w.push(uvNode{r, e})
 			}
 		}
 	}
 	for g, deps := range r.Dev {
-		if w.c.env.Groups[normalise(g)] {
+		if w.c.env.Groups[pep503.Normalise(g)] {
 			if err := w.follow("group "+g, deps); err != nil {
 				return err
 			}
@@ -201,7 +202,7 @@ func (w *uvWalk) run() error {
 		w.todo = w.todo[:len(w.todo)-1]
 		if n.extra != "" {
 			for name, deps := range n.p.Optional {
-				if normalise(name) == normalise(n.extra) {
+				if pep503.Normalise(name) == pep503.Normalise(n.extra) {
 					if err := w.follow(n.p.Name, deps); err != nil {
 						return err
 					}
@@ -243,7 +244,7 @@ func (w *uvWalk) follow(of string, deps []uvDependency) error {
 
 func (w *uvWalk) find(of string, d uvDependency) (*uvPackage, error) {
 	var found []*uvPackage
-	for _, p := range w.byName[normalise(d.Name)] {
+	for _, p := range w.byName[pep503.Normalise(d.Name)] {
 		if (d.Version == "" || d.Version == p.Version) && (d.Source == nil || *d.Source == p.Source) {
 			found = append(found, p)
 		}

@@ -23,6 +23,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 	"oras.land/oras-go/v2/registry/remote/retry"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
@@ -105,7 +106,7 @@ func (c *client) dial(ctx context.Context, network, addr string) (net.Conn, erro
 func (c *client) roundTrip(base http.RoundTripper, r *http.Request) (*http.Response, error) {
 	to := address(r.URL)
 	if r.URL.Scheme != "https" && (!c.plain || to != c.own()) {
-		return nil, fmt.Errorf("the registry leads to %s by plain HTTP: %w", clip(r.URL.Host), errRefused)
+		return nil, fmt.Errorf("the registry leads to %s by plain HTTP: %w", bounded.Text(r.URL.Host), errRefused)
 	}
 	if ip, err := netip.ParseAddr(r.URL.Hostname()); err == nil && near(ip) && to != c.own() {
 		return nil, fmt.Errorf("the registry leads to %s, on this machine or its link: %w", to, errRefused)

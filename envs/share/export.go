@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -124,7 +125,7 @@ func refOf(ref string, e *envs.Env) (string, error) {
 	ok := name != "" && len(name) <= 255 && tag != "" && len(tag) <= 128 && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789._-/:") == "" &&
 		strings.Trim(tag, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") == "" && tag[0] != '.' && tag[0] != '-' && !strings.Contains(name, "//") && name[0] != '/'
 	if !ok {
-		return "", hinted.New(fmt.Errorf("image name %q: not NAME:TAG", clip(ref)), "as web:1 or registry.example/team/web:1, in small letters")
+		return "", hinted.New(fmt.Errorf("image name %q: not NAME:TAG", bounded.Text(ref)), "as web:1 or registry.example/team/web:1, in small letters")
 	}
 	return name + ":" + tag, nil
 }

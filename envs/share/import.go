@@ -15,6 +15,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -71,7 +72,7 @@ func Import(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportO
 // importing runs read, which collects an environment, and publishes it.
 func importing(ctx context.Context, store *rootfs.Store, m *envs.Manager, o ImportOptions, verb, from string, read func(*taking) error) (out *Taken, err error) {
 	if o.Digest != "" && !isDigest(o.Digest) {
-		return nil, hinted.New(fmt.Errorf("digest %q: not sha256:<64 hex>", clip(o.Digest)), "the content digest that env list and env export give")
+		return nil, hinted.New(fmt.Errorf("digest %q: not sha256:<64 hex>", bounded.Text(o.Digest)), "the content digest that env list and env export give")
 	}
 	if o.Progress == nil {
 		o.Progress = func(string) {}
@@ -85,7 +86,7 @@ func importing(ctx context.Context, store *rootfs.Store, m *envs.Manager, o Impo
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return nil, hinted.New(fmt.Errorf("%s %q: %w", verb, clip(o.Source), store.Explain(err)), hinted.Of(err))
+		return nil, hinted.New(fmt.Errorf("%s %q: %w", verb, bounded.Text(o.Source), store.Explain(err)), hinted.Of(err))
 	}
 	return t.publish(ctx)
 }
@@ -330,7 +331,7 @@ func (t *taking) layer(ctx context.Context, b blob, diffID string, read func(*ta
 		return fmt.Errorf("its digest is %s, not %s", got, b.digest)
 	}
 	if got := sum(u.plain); got != diffID {
-		return fmt.Errorf("its uncompressed digest is %s, not %s", got, clip(diffID))
+		return fmt.Errorf("its uncompressed digest is %s, not %s", got, bounded.Text(diffID))
 	}
 	return nil
 }
@@ -384,7 +385,7 @@ func (t *taking) plain(u *unpacked, tr *tar.Reader) error {
 		}
 		signature := strings.HasSuffix(rest, bundleNameSuffix)
 		if h.Typeflag != tar.TypeReg || rest != recordName && rest != lockName && !signature || files[rest] != nil || len(files) > t.lim.bundles+2 {
-			return fmt.Errorf("read archive: %q: does not belong there", clip(name))
+			return fmt.Errorf("read archive: %q: does not belong there", bounded.Text(name))
 		}
 		limit := t.lim.recordBytes
 		if signature {
@@ -392,7 +393,7 @@ func (t *taking) plain(u *unpacked, tr *tar.Reader) error {
 		}
 		b, err := readBounded(tr, limit)
 		if err != nil {
-			return fmt.Errorf("read archive: %q: %w", clip(name), err)
+			return fmt.Errorf("read archive: %q: %w", bounded.Text(name), err)
 		}
 		if files[rest] = b; signature {
 			t.bundles = append(t.bundles, b)
@@ -444,7 +445,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 	if t.base != nil {
 		b, err := t.g.AddBaseLayer(ctx, e.Base, t.from, t.record.BaseEnv, t.base)
 		if err != nil {
-			return nil, fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), err)
+			return nil, fmt.Errorf("%s %q: %w", t.verb, bounded.Text(t.o.Source), err)
 		}
 		added = b.Name
 	}
@@ -458,7 +459,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 			break
 		}
 		if err := t.o.Keep(e.Digest, b); err != nil {
-			return nil, fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), err)
+			return nil, fmt.Errorf("%s %q: %w", t.verb, bounded.Text(t.o.Source), err)
 		}
 	}
 	env, notes, err := t.m.Import(ctx, t.g, i)
@@ -466,7 +467,7 @@ func (t *taking) publish(ctx context.Context) (*Taken, error) {
 		if added != "" {
 			err = errors.Join(err, t.store.RemoveBase(added))
 		}
-		return nil, hinted.New(fmt.Errorf("%s %q: %w", t.verb, clip(t.o.Source), t.store.Explain(err)), hinted.Of(err))
+		return nil, hinted.New(fmt.Errorf("%s %q: %w", t.verb, bounded.Text(t.o.Source), t.store.Explain(err)), hinted.Of(err))
 	}
 	out := &Taken{Digest: env.Digest, Key: env.Key, Names: env.Names, Base: env.Base, From: t.from, Signed: len(t.bundles), Remarks: notes}
 	if added != "" {

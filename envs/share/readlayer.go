@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -141,16 +142,9 @@ func nextEntry(t *tar.Reader, lim limits) (*tar.Header, string, error) {
 		}
 	}
 	if bad != "" {
-		return nil, "", fmt.Errorf("read archive: %q: %s: not taken", clip(h.Name), bad)
+		return nil, "", fmt.Errorf("read archive: %q: %s: not taken", bounded.Text(h.Name), bad)
 	}
 	return h, name, nil
-}
-
-func clip(s string) string {
-	if len(s) > 120 {
-		return s[:120] + "…"
-	}
-	return s
 }
 
 // entryOf gives the manifest's entry of an archive's, after put has taken its
@@ -161,14 +155,14 @@ func entryOf(h *tar.Header, name string, t io.Reader, put func(io.Reader, bool) 
 	gone, whiteout := strings.CutPrefix(base, whiteoutPrefix)
 	switch {
 	case whiteout && (h.Typeflag != tar.TypeReg || h.Size != 0 || strings.HasPrefix(gone, whiteoutPrefix) || gone == "" || gone == "." || gone == ".."):
-		return e, fmt.Errorf("read archive: %q: not a whiteout that is taken", clip(name))
+		return e, fmt.Errorf("read archive: %q: not a whiteout that is taken", bounded.Text(name))
 	case whiteout:
 		e.Type, e.Path = 'w', dir+gone
 	case h.Typeflag == tar.TypeDir:
 		e.Type, e.Mode = 'd', 0o755
 	case h.Typeflag == tar.TypeSymlink:
 		if h.Linkname == "" || len(h.Linkname) > 4000 || strings.IndexByte(h.Linkname, 0) >= 0 {
-			return e, fmt.Errorf("read archive: %q: a bad link", clip(name))
+			return e, fmt.Errorf("read archive: %q: a bad link", bounded.Text(name))
 		}
 		e.Type, e.Mode, e.Link = 'l', 0o777, h.Linkname
 	default:
@@ -178,7 +172,7 @@ func entryOf(h *tar.Header, name string, t io.Reader, put func(io.Reader, bool) 
 			e.Mode = 0o555
 		}
 		if e.Digest, e.Size, err = put(t, exec); err != nil {
-			return e, fmt.Errorf("read archive: %q: %w", clip(name), err)
+			return e, fmt.Errorf("read archive: %q: %w", bounded.Text(name), err)
 		}
 	}
 	return e, nil
@@ -246,11 +240,11 @@ func readFiles(t *tar.Reader, lim limits, dir string, names ...string) (map[stri
 			known = known || name == path.Join(dir, n)
 		}
 		if !known || h.Typeflag != tar.TypeReg || out[path.Base(name)] != nil {
-			return nil, fmt.Errorf("read archive: %q: does not belong there", clip(name))
+			return nil, fmt.Errorf("read archive: %q: does not belong there", bounded.Text(name))
 		}
 		b, err := readBounded(t, lim.recordBytes)
 		if err != nil {
-			return nil, fmt.Errorf("read archive: %q: %w", clip(name), err)
+			return nil, fmt.Errorf("read archive: %q: %w", bounded.Text(name), err)
 		}
 		out[path.Base(name)] = b
 	}
@@ -258,8 +252,8 @@ func readFiles(t *tar.Reader, lim limits, dir string, names ...string) (map[stri
 
 // readBounded reads all, or fails where it is more.
 func readBounded(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
+	b, err := bounded.Read(r, limit)
+	if errors.Is(err, bounded.ErrTooLarge) {
 		err = fmt.Errorf("over %d bytes: %w", limit, errTooMuch)
 	}
 	return b, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
 
@@ -63,7 +64,7 @@ func decodeRecord(files map[string][]byte) (*record, []byte, error) {
 	}
 	for _, v := range r.BaseEnv {
 		if k, _, ok := strings.Cut(v, "="); !ok || k == "" || strings.IndexByte(v, 0) >= 0 {
-			return nil, nil, fmt.Errorf("%s: variable %q of the base is not KEY=VALUE", recordName, clip(v))
+			return nil, nil, fmt.Errorf("%s: variable %q of the base is not KEY=VALUE", recordName, bounded.Text(v))
 		}
 	}
 	lock := files[lockName]
@@ -75,7 +76,7 @@ func decodeRecord(files map[string][]byte) (*record, []byte, error) {
 
 func samePlatform(p string) error {
 	if p != platform() {
-		return fmt.Errorf("it is for %s, and this machine is %s", clip(p), platform())
+		return fmt.Errorf("it is for %s, and this machine is %s", bounded.Text(p), platform())
 	}
 	return nil
 }
@@ -120,7 +121,7 @@ func parseLabel(text string) ([]content, error) {
 	for i, w := range words[:len(words)-1] {
 		kind, digest, _ := strings.Cut(w, ":")
 		if !isDigest(digest) || kind != "layer" && (kind != "base" || i > 0) {
-			return nil, fmt.Errorf("layer %d: %q is no kind of layer", i+1, clip(w))
+			return nil, fmt.Errorf("layer %d: %q is no kind of layer", i+1, bounded.Text(w))
 		}
 		out = append(out, content{kind == "base", digest})
 	}

@@ -19,6 +19,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -37,11 +38,11 @@ type RegistryOptions struct {
 func (o RegistryOptions) reach(ctx context.Context, ref string) (*remote.Repository, error) {
 	r, err := registry.ParseReference(ref)
 	if err != nil {
-		return nil, hinted.New(fmt.Errorf("registry reference %q: not registry/repository:tag", clip(ref)), "as registry.example/team/web:1 or …@sha256:<64 hex>")
+		return nil, hinted.New(fmt.Errorf("registry reference %q: not registry/repository:tag", bounded.Text(ref)), "as registry.example/team/web:1 or …@sha256:<64 hex>")
 	}
 	repo, err := remote.NewRepository(ref)
 	if err != nil {
-		return nil, fmt.Errorf("registry reference %q: %w", clip(ref), err)
+		return nil, fmt.Errorf("registry reference %q: %w", bounded.Text(ref), err)
 	}
 	repo.Reference = r
 	repo.MaxMetadataBytes, repo.ReferrerListMaxPages = standard.jsonBytes, 16
@@ -104,7 +105,7 @@ func said(r *errcode.ErrorResponse) string {
 	if len(r.Errors) == 0 {
 		return ""
 	}
-	return ": " + clip(r.Errors[0].Code+" "+r.Errors[0].Message)
+	return ": " + bounded.Text(r.Errors[0].Code+" "+r.Errors[0].Message)
 }
 
 // PushOptions of a push.
@@ -129,7 +130,7 @@ func Push(ctx context.Context, store *rootfs.Store, m *envs.Manager, e *envs.Env
 	}
 	tag := repo.Reference.ReferenceOrDefault()
 	if repo.Reference.ValidateReferenceAsTag() != nil && repo.Reference.Reference != "" {
-		return nil, hinted.New(fmt.Errorf("push %q: a digest is no name to push to", clip(o.Ref)), "registry/repository:tag")
+		return nil, hinted.New(fmt.Errorf("push %q: a digest is no name to push to", bounded.Text(o.Ref)), "registry/repository:tag")
 	}
 	release, err := store.Use(ctx, append([]string{e.Path}, e.Lowers...)...)
 	if err != nil {
@@ -157,7 +158,7 @@ func Push(ctx context.Context, store *rootfs.Store, m *envs.Manager, e *envs.Env
 	for n, b := range i.blobs() {
 		o.Progress(fmt.Sprintf("push %d of %d", n+1, len(i.blobs())))
 		if err := pushBlob(ctx, repo, i, b); err != nil {
-			return nil, fmt.Errorf("push %q: %w", clip(o.Ref), remotely(err))
+			return nil, fmt.Errorf("push %q: %w", bounded.Text(o.Ref), remotely(err))
 		}
 		out.Bytes += b.Size
 	}
@@ -173,7 +174,7 @@ func Push(ctx context.Context, store *rootfs.Store, m *envs.Manager, e *envs.Env
 		err = repo.PushReference(ctx, d, f, to)
 		f.Close()
 		if err != nil {
-			return nil, fmt.Errorf("push %q: %w", clip(o.Ref), remotely(err))
+			return nil, fmt.Errorf("push %q: %w", bounded.Text(o.Ref), remotely(err))
 		}
 	}
 	return out, nil
@@ -267,7 +268,7 @@ func readRemote(ctx context.Context, repo *remote.Repository, lim limits) (*pack
 	found := d
 	fetch := func(d v1.Descriptor) ([]byte, error) {
 		if !isDigest(string(d.Digest)) {
-			return nil, fmt.Errorf("digest %q is not sha256:<64 hex>", clip(string(d.Digest)))
+			return nil, fmt.Errorf("digest %q is not sha256:<64 hex>", bounded.Text(string(d.Digest)))
 		}
 		from := repo.Blobs()
 		if slices.Contains(repo.ManifestMediaTypes, d.MediaType) {

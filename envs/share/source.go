@@ -18,6 +18,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
@@ -50,7 +51,7 @@ func (d directory) open(name string) (io.ReadCloser, int64, error) {
 		Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
-		return nil, 0, fmt.Errorf("open %q: %w", clip(name), err)
+		return nil, 0, fmt.Errorf("open %q: %w", bounded.Text(name), err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	st, err := f.Stat()
@@ -58,7 +59,7 @@ func (d directory) open(name string) (io.ReadCloser, int64, error) {
 		err = errors.New("not a file")
 	}
 	if err != nil {
-		return nil, 0, errors.Join(fmt.Errorf("open %q: %w", clip(name), err), f.Close())
+		return nil, 0, errors.Join(fmt.Errorf("open %q: %w", bounded.Text(name), err), f.Close())
 	}
 	return f, st.Size(), nil
 }
@@ -93,11 +94,11 @@ func openArchive(f *os.File) (*archive, error) {
 			continue // docker's links to layers: the manifest names the files
 		}
 		if _, ok := a.members[name]; ok {
-			return nil, fmt.Errorf("read archive: %q is in it twice", clip(name))
+			return nil, fmt.Errorf("read archive: %q is in it twice", bounded.Text(name))
 		}
 		for k := range h.PAXRecords {
 			if strings.HasPrefix(k, "GNU.sparse.") {
-				return nil, fmt.Errorf("read archive: %q has holes", clip(name))
+				return nil, fmt.Errorf("read archive: %q has holes", bounded.Text(name))
 			}
 		}
 		at, err := f.Seek(0, io.SeekCurrent)
@@ -111,7 +112,7 @@ func openArchive(f *os.File) (*archive, error) {
 func (a *archive) open(name string) (io.ReadCloser, int64, error) {
 	m, ok := a.members[path.Clean(name)]
 	if !ok {
-		return nil, 0, fmt.Errorf("open %q: it is not in the archive", clip(name))
+		return nil, 0, fmt.Errorf("open %q: it is not in the archive", bounded.Text(name))
 	}
 	return io.NopCloser(io.NewSectionReader(a.f, m.offset, m.size)), m.size, nil
 }
@@ -125,24 +126,24 @@ func readFile(fs files, name, digest string, limit int64) ([]byte, error) {
 	defer r.Close()
 	b, err := readBounded(r, limit)
 	if err != nil {
-		return nil, fmt.Errorf("read %q: %w", clip(name), err)
+		return nil, fmt.Errorf("read %q: %w", bounded.Text(name), err)
 	}
 	if err := same(b, digest); err != nil {
-		return nil, fmt.Errorf("read %q: %w", clip(name), err)
+		return nil, fmt.Errorf("read %q: %w", bounded.Text(name), err)
 	}
 	return b, nil
 }
 
 func same(b []byte, want string) error {
 	if got := digest.FromBytes(b).String(); want != "" && got != want {
-		return fmt.Errorf("its digest is %s, not %s", got, clip(want))
+		return fmt.Errorf("its digest is %s, not %s", got, bounded.Text(want))
 	}
 	return nil
 }
 
 func blobName(d v1.Descriptor) (string, error) {
 	if !isDigest(string(d.Digest)) {
-		return "", fmt.Errorf("digest %q is not sha256:<64 hex>", clip(string(d.Digest)))
+		return "", fmt.Errorf("digest %q is not sha256:<64 hex>", bounded.Text(string(d.Digest)))
 	}
 	return "blobs/sha256/" + d.Digest.Encoded(), nil
 }
@@ -257,7 +258,7 @@ func mediaType(what, got string, want []string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s of media type %q: not taken", what, clip(got))
+	return fmt.Errorf("%s of media type %q: not taken", what, bounded.Text(got))
 }
 
 // findManifest goes from an index or a manifest to the manifest for this machine.
@@ -293,7 +294,7 @@ func choose(all []v1.Descriptor) (v1.Descriptor, error) {
 	var others []string
 	for i, d := range all {
 		if d.Platform != nil && (d.Platform.OS != "linux" || d.Platform.Architecture != goruntime.GOARCH) {
-			others = append(others, clip(d.Platform.OS+"/"+d.Platform.Architecture))
+			others = append(others, bounded.Text(d.Platform.OS+"/"+d.Platform.Architecture))
 			continue
 		}
 		if pick != nil && pick.Digest != d.Digest {
@@ -302,7 +303,7 @@ func choose(all []v1.Descriptor) (v1.Descriptor, error) {
 		pick = &all[i]
 	}
 	if pick == nil {
-		return v1.Descriptor{}, fmt.Errorf("no image for %s in it, only %s", platform(), clip(strings.Join(others, ", ")))
+		return v1.Descriptor{}, fmt.Errorf("no image for %s in it, only %s", platform(), bounded.Text(strings.Join(others, ", ")))
 	}
 	return *pick, nil
 }
@@ -322,7 +323,7 @@ func checkManifest(m *v1.Manifest) (*v1.Manifest, error) {
 			return nil, err
 		}
 		if !isDigest(string(l.Digest)) || l.Size < 0 {
-			return nil, fmt.Errorf("layer %d: digest %q, size %d: out of range", i+1, clip(string(l.Digest)), l.Size)
+			return nil, fmt.Errorf("layer %d: digest %q, size %d: out of range", i+1, bounded.Text(string(l.Digest)), l.Size)
 		}
 	}
 	return m, nil

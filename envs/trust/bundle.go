@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
@@ -144,11 +145,11 @@ func readBundle(text []byte) (s signed, err error) {
 	env := b.GetDsseEnvelope()
 	switch {
 	case b.MediaType != mediaType && b.MediaType != "application/vnd.dev.sigstore.bundle+json;version=0.3":
-		return s, fmt.Errorf("media type %q, not a bundle v0.3", clip(b.MediaType))
+		return s, fmt.Errorf("media type %q, not a bundle v0.3", bounded.Text(b.MediaType))
 	case env == nil:
 		return s, errors.New("signs a plain message, not a statement")
 	case env.PayloadType != payloadType:
-		return s, fmt.Errorf("payload of type %q, not an in-toto statement", clip(env.PayloadType))
+		return s, fmt.Errorf("payload of type %q, not an in-toto statement", bounded.Text(env.PayloadType))
 	case len(env.Signatures) != 1: // as sigstore has it
 		return s, fmt.Errorf("%d signatures, not one", len(env.Signatures))
 	case b.VerificationMaterial.GetPublicKey() == nil:
@@ -162,14 +163,7 @@ func shortHint(hint string) string {
 	if id, err := base64.StdEncoding.DecodeString(hint); err == nil && len(id) == sha256.Size {
 		return envs.Short(hex.EncodeToString(id))
 	}
-	return strconv.Quote(clip(hint))
-}
-
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
-	}
-	return s
+	return strconv.Quote(bounded.Text(hint))
 }
 
 // Signature is one that holds.
@@ -207,10 +201,10 @@ func Verify(text []byte, e *envs.Env, keys []PublicKey) (Signature, error) {
 		return Signature{}, fmt.Errorf("bundle: its statement is damaged: %w", err)
 	}
 	if st.Type != statementType || st.PredicateType != PredicateType || len(st.Subject) != 1 {
-		return Signature{}, fmt.Errorf("bundle: a statement of type %q about %d subjects, not about an environment", clip(st.PredicateType), len(st.Subject))
+		return Signature{}, fmt.Errorf("bundle: a statement of type %q about %d subjects, not about an environment", bounded.Text(st.PredicateType), len(st.Subject))
 	}
 	if got := "sha256:" + st.Subject[0].Digest["sha256"]; got != e.Digest {
-		return Signature{}, fmt.Errorf("%w: %q, %s", ErrReplayed, clip(st.Subject[0].Name), envs.Short(clip(got)))
+		return Signature{}, fmt.Errorf("%w: %q, %s", ErrReplayed, bounded.Text(st.Subject[0].Name), envs.Short(bounded.Text(got)))
 	}
 	if what := st.Predicate.differs(predicateOf(e)); what != "" {
 		return Signature{}, fmt.Errorf("%w: another %s", ErrRecord, what)

@@ -23,11 +23,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/secure-systems-lab/go-securesystemslib/encrypted"
 
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 )
 
@@ -81,25 +80,21 @@ func (k PrivateKey) sign(message []byte) ([]byte, error) {
 	return k.signer.Sign(rand.Reader, sum[:], crypto.SHA256)
 }
 
-func readKeyFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read key %q: %w", path, errors.Unwrap(err))
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKeyBytes+1))
-	if err == nil && len(b) > maxKeyBytes {
-		err = errors.New("too large for a key")
+// readFile reads what a message calls a key, a bundle or a policy.
+func readFile(what, path string, limit int64) ([]byte, error) {
+	b, err := bounded.File(path, limit)
+	if errors.Is(err, bounded.ErrTooLarge) {
+		err = errors.New("too large for a " + what)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read key %q: %w", path, err)
+		return nil, fmt.Errorf("read %s %q: %w", what, path, err)
 	}
 	return b, nil
 }
 
 // ReadPublicKey reads a public key's file.
 func ReadPublicKey(path string) (PublicKey, error) {
-	b, err := readKeyFile(path)
+	b, err := readFile("key", path, maxKeyBytes)
 	if err != nil {
 		return PublicKey{}, err
 	}
@@ -142,7 +137,7 @@ func publicKey(name string, k crypto.PublicKey) (PublicKey, error) {
 // ReadPrivateKey reads a private key's file: PKCS #8, SEC 1, or as cosign
 // encrypts it. password is asked for in the last case alone.
 func ReadPrivateKey(path string, password func() ([]byte, error)) (PrivateKey, error) {
-	text, err := readKeyFile(path)
+	text, err := readFile("key", path, maxKeyBytes)
 	if err != nil {
 		return PrivateKey{}, err
 	}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/sbxrun/sbxrun/envs"
+	"github.com/sbxrun/sbxrun/internal/bounded"
 	"github.com/sbxrun/sbxrun/internal/hinted"
 	"github.com/sbxrun/sbxrun/rootfs"
 )
@@ -40,17 +39,9 @@ type entry struct {
 
 // ReadPolicy reads a policy and all of its keys.
 func ReadPolicy(path string) (*Policy, error) {
-	f, err := os.Open(path)
+	b, err := readFile("policy", path, maxPolicyBytes)
 	if err != nil {
-		return nil, hinted.New(fmt.Errorf("read policy %q: %w", path, errors.Unwrap(err)), "a policy that cannot be read trusts nobody")
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxPolicyBytes+1))
-	if err == nil && len(b) > maxPolicyBytes {
-		err = errors.New("too large")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read policy %q: %w", path, err)
+		return nil, hinted.New(err, "a policy that cannot be read trusts nobody")
 	}
 	p := &Policy{file: path}
 	d := toml.NewDecoder(strings.NewReader(string(b))).DisallowUnknownFields()
@@ -122,7 +113,7 @@ func (p *Policy) Check(e *envs.Env, from string, bundles [][]byte, now time.Time
 	if hint == "" || expired != "" {
 		hint = "see " + p.file
 	}
-	return Verdict{}, hinted.New(fmt.Errorf("environment %s from %q is refused by policy %q: %w%s", envs.Short(e.Digest), clip(from), p.file, err, expired), hint)
+	return Verdict{}, hinted.New(fmt.Errorf("environment %s from %q is refused by policy %q: %w%s", envs.Short(e.Digest), bounded.Text(from), p.file, err, expired), hint)
 }
 
 // Verifier gives the check of what is imported by the policy in a file; "" is no

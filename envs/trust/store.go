@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,19 +36,7 @@ func Bundles(store *rootfs.Store, digest string) ([][]byte, error) {
 
 // ReadBundle reads a bundle's file, which is not verified.
 func ReadBundle(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read bundle %q: %w", path, errors.Unwrap(err))
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, MaxBundleBytes+1))
-	if err == nil && len(b) > MaxBundleBytes {
-		err = errors.New("too large for a bundle")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read bundle %q: %w", path, err)
-	}
-	return b, nil
+	return readFile("bundle", path, MaxBundleBytes)
 }
 
 // Keep stores a bundle with its environment's content digest. own says that it
