@@ -104,6 +104,9 @@ func (f daysValue) Type() string   { return "duration" }
 func (f daysValue) Set(s string) error {
 	days, ok := strings.CutSuffix(s, "d")
 	if !ok {
+		if s != "0" && strings.Trim(s, "0123456789.") == "" { // seconds elsewhere; here most mean days, and what is removed is gone
+			return fmt.Errorf("%q has no unit; write %sd or %sh", s, s, s)
+		}
 		return durationValue(f).Set(s)
 	}
 	n, err := parseDuration(days) // as seconds

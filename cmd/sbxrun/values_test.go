@@ -325,3 +325,15 @@ func TestRates(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
+
+func TestAgesOfEnvironmentsHaveAUnit(t *testing.T) {
+	for in, want := range map[string]time.Duration{"30d": 720 * time.Hour, "12h": 12 * time.Hour, "0": 0, "30": -1, "1.5": -1, "": -1} {
+		var v time.Duration
+		if err := (daysValue{&v}).Set(in); err != nil {
+			v = -1
+		}
+		if v != want {
+			t.Errorf("%q: %v, want %v", in, v, want)
+		}
+	}
+}
